@@ -1,0 +1,4 @@
+"""Data modules: where the text comes from and how it is cut into streams."""
+
+from datamodules.corpus import Corpus as Corpus
+from datamodules.penn_treebank import PennTreebank as PennTreebank

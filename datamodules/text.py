@@ -1,0 +1,118 @@
+"""What the text data modules share: a tokenizer, memory-mapped token ids and contiguous streams."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from lightning import LightningDataModule
+
+from datamodules import token_file
+from datamodules.stream import Stream
+from zoo.errors import UserError
+from zoo.tokenizer import Ids, Tokenizer
+
+Split = Literal["train", "validation", "test"]
+
+EVALUATION_WINDOW = 200
+"""Steps read at a time when evaluating; the state is carried over, so it changes memory and speed but no number."""
+
+
+class TextDataModule(LightningDataModule):
+    """Streams of a tokenised text: training in `batch_size` columns, validation and test as one stream each.
+
+    Subclasses say where the text comes from (`text`) and which vocabulary it has (`build_tokenizer`), and pass the rest.
+    `tokenizer` names a `tokenizer.json`, or a folder with one, to use in place of the vocabulary of the training text.
+    """
+
+    def __init__(self, batch_size: int, bptt: int, drop_last: bool, tokenizer: str | None) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "bptt": bptt}.items():
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be 1 or more")
+        self.batch_size, self.bptt, self.drop_last = batch_size, bptt, drop_last
+        self.given_tokenizer = tokenizer is not None
+        self._tokenizer: Tokenizer | None = None
+        self._ids: dict[Split, Ids] = {}
+        self._digests: dict[Split, str] = {}
+        if tokenizer is not None:
+            path = Path(tokenizer)
+            self.tokenizer = Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
+
+    @abstractmethod
+    def text(self, split: Split) -> Iterator[str]:
+        """The text of a split in blocks, each ending with a line."""
+
+    @abstractmethod
+    def build_tokenizer(self) -> Tokenizer:
+        """The vocabulary of the training text."""
+
+    @property
+    @abstractmethod
+    def tokenizer_settings(self) -> str:
+        """Whatever `build_tokenizer` depends on beside the training text."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary in use: the one given, else that of the training text (built once, then kept on disk)."""
+        if self._tokenizer is None:
+            key = f"{self.digest('train')} {self.tokenizer_settings}"
+            file = token_file.directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+            if not file.exists():
+                token_file.write_text(file, self.build_tokenizer().to_json())
+            self._tokenizer = Tokenizer.from_file(file)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids.clear()
+
+    def digest(self, split: Split) -> str:
+        """The sha256 of a split's text."""
+        if split not in self._digests:
+            self._digests[split] = token_file.digest(self.text(split))
+        return self._digests[split]
+
+    def ids(self, split: Split) -> Ids:
+        """All token ids of a split, in order, a view of a memory-mapped file."""
+        if split not in self._ids:
+            self._ids[split] = token_file.token_ids(self.text(split), self.digest(split), self.tokenizer)
+        return self._ids[split]
+
+    def prepare_data(self) -> None:
+        """Tokenises, on one process, what the coming stage reads."""
+        self.setup(self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit")
+
+    def setup(self, stage: str) -> None:
+        """Opens the token files of the stage (fit, validate, test or predict)."""
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "validation"), "validate": ("validation",)}
+        for split in splits.get(stage, ("test",)):
+            self.ids(split)
+
+    def train_dataloader(self) -> Stream:
+        """`batch_size` columns in windows of `bptt`."""
+        return self._stream("train", self.batch_size, self.bptt, self.drop_last)
+
+    def val_dataloader(self) -> Stream:
+        """The validation text as one stream."""
+        return self._stream("validation", 1, EVALUATION_WINDOW, False)
+
+    def test_dataloader(self) -> Stream:
+        """The test text as one stream."""
+        return self._stream("test", 1, EVALUATION_WINDOW, False)
+
+    predict_dataloader = test_dataloader
+
+    def _stream(self, split: Split, batch_size: int, bptt: int, drop_last: bool) -> Stream:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return Stream(
+            self.ids(split),
+            batch_size,
+            bptt,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+            name=f"{split} text",
+        )

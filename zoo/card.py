@@ -1,0 +1,228 @@
+"""The card of a model: what its recipe says, what was measured, and how to use it. Imports neither torch nor Lightning.
+
+Measured numbers live in one place, the front matter of the bundle's README.md (as the Hub's `model-index`); the rest of
+the card, and the table of models, are written from there and from the recipe.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.errors import UserError
+
+ARXIV = "https://arxiv.org/abs/"
+
+
+@dataclass
+class Card:
+    """The `card` section of a recipe: what the paper reports, and what was chosen where sources differ."""
+
+    title: str = ""
+    """What the model is, in a few words."""
+
+    paper: str = ""
+    """Authors, year and title."""
+
+    arxiv: str = ""
+    """The paper's arXiv number."""
+
+    metric: str = "perplexity per word"
+    """What the numbers are, with their unit."""
+
+    published: dict[str, float] = field(default_factory=dict)
+    """The paper's numbers, by split."""
+
+    source: str = ""
+    """Where in the paper they stand."""
+
+    notes: list[str] = field(default_factory=list)
+    """Choices and remarks, one a bullet."""
+
+
+@dataclass
+class Result:
+    """A number measured on the stored weights."""
+
+    split: str
+    value: float
+    predictions: int
+    """Over how many tokens."""
+
+
+@dataclass
+class Measured:
+    """What a training left behind."""
+
+    dataset: str
+    """The data set's id on the Hub."""
+
+    dataset_name: str
+    metric: str
+    results: list[Result] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+    """Seed, epochs, updates, wall time, hardware, versions and commit."""
+
+    finished: bool = True
+    """False where the run stopped before its schedule ended: such weights are no published model."""
+
+
+@dataclass
+class Entry:
+    """What is known of a model without loading it."""
+
+    name: str
+    card: Card
+    measured: Measured | None
+    weights: bool
+
+    def ours(self, split: str = "test") -> float | None:
+        """Our number, where there is one."""
+        results = self.measured.results if self.measured else []
+        return next((result.value for result in results if result.split == split), None)
+
+
+def read(folder: Path) -> Entry:
+    """Reads a folder's recipe and card."""
+    recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    weights = any(folder.glob("model*.safetensors"))
+    return Entry(folder.name, Card(**recipe.get("card") or {}), _measured(folder / "README.md"), weights)
+
+
+def _measured(file: Path) -> Measured | None:
+    if not file.exists():
+        return None
+    matter = front_matter(file.read_text(encoding="utf-8"))
+    if "training" not in matter:
+        return None
+    try:
+        (model,) = matter["model-index"]
+        results = [
+            Result(r["dataset"]["split"], r["metrics"][0]["value"], r["metrics"][0]["args"]["predictions"])
+            for r in model["results"]
+        ]
+        return Measured(results=results, **matter["training"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{file}: the front matter is not a card's: {error!r}") from error
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """The YAML between the leading `---` lines; empty where there is none."""
+    parts = text.split("---\n", 2)
+    return yaml.safe_load(parts[1]) or {} if len(parts) == 3 and not parts[0] else {}
+
+
+def render(name: str, card: Card, measured: Measured | None) -> str:
+    """The text of README.md."""
+    return f"---\n{_front_matter(name, card, measured)}---\n\n{_body(name, card, measured)}"
+
+
+def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
+    matter: dict[str, Any] = {
+        "library_name": "recurrent-zoo",
+        "license": "mit",
+        "language": ["en"],
+        "tags": ["language-modeling", "lstm", "recurrent-neural-network", *([f"arxiv:{card.arxiv}"] if card.arxiv else [])],
+    }
+    if measured:
+        results = [
+            {
+                "task": {"type": "text-generation", "name": "Language modelling"},
+                "dataset": {"type": measured.dataset, "name": measured.dataset_name, "split": result.split},
+                "metrics": [
+                    {
+                        "type": measured.metric.split(" per ")[0].replace(" ", "_"),
+                        "name": f"{result.split} {measured.metric}",
+                        "value": result.value,
+                        "args": {"predictions": result.predictions},
+                    }
+                ],
+            }
+            for result in measured.results
+        ]
+        matter |= {
+            "datasets": [measured.dataset],
+            "pipeline_tag": "text-generation",
+            "model-index": [{"name": name, "results": results}],
+            "training": {
+                "dataset": measured.dataset,
+                "dataset_name": measured.dataset_name,
+                "metric": measured.metric,
+                "finished": measured.finished,
+                "training": measured.training,
+            },
+        }
+    return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
+
+
+def _body(name: str, card: Card, measured: Measured | None) -> str:
+    paragraphs = [f"# {name}", f"{card.title}."] if card.title else [f"# {name}"]
+    if card.paper:
+        paragraphs.append(f"Paper: {card.paper}, [arXiv {card.arxiv}]({ARXIV}{card.arxiv}).")
+    if measured is None:
+        paragraphs.append("**A recipe without weights: not trained yet.**")
+    elif not measured.finished:
+        paragraphs.append("**Cut short: these weights are a partial run, not the paper's model.**")
+    paragraphs.append(_numbers(name, card, measured))
+    if card.notes:
+        paragraphs += ["## Choices", "\n".join(f"- {note}" for note in card.notes)]
+    paragraphs += ["## Use", _use(name, measured is not None)]
+    if measured:
+        facts = "\n".join(f"- {fact.replace('_', ' ')}: {value}" for fact, value in measured.training.items())
+        paragraphs += ["## Training", facts, "![learning curve](curve.png)"]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _numbers(name: str, card: Card, measured: Measured | None) -> str:
+    ours = {result.split: result for result in measured.results} if measured else {}
+    metric = measured.metric if measured else card.metric
+    rows = [f"| {metric} | paper | this file | difference | predictions |", "|---|---|---|---|---|"]
+    for split in ("validation", "test"):
+        paper, here = card.published.get(split), ours.get(split)
+        rows.append(
+            f"| {split} | {number(paper)} | {number(here and here.value)} | "
+            f"{f'{here.value - paper:+.2f}' if here and paper else ''} | {f'{here.predictions:,}' if here else ''} |"
+        )
+    lines = ["\n".join(rows)]
+    if card.source:
+        lines.append(f"The paper's numbers: {card.source}.")
+    if measured and measured.results:
+        lines.append(
+            "This file: measured on the stored float16 weights, each split read as one stream with the state carried "
+            "through; the negative log-likelihood is summed in float64 over every predicted token and divided once. "
+            f"`python cli.py test {name}` repeats the test number."
+        )
+    return "\n\n".join(lines)
+
+
+def _use(name: str, weights: bool) -> str:
+    if not weights:
+        return f"```\npython cli.py fit --config checkpoints/{name}/config.yaml\n```"
+    return (
+        f'```python\nimport zoo\n\nmodel = zoo.load("{name}")\nprint(model.score("the company said it expects a profit"))\n'
+        'print(model.generate("the company said", tokens=30, seed=1))\n```\n\n'
+        f"```\npython cli.py test {name}\npython cli.py fit --config checkpoints/{name}/config.yaml\n```"
+    )
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, or nothing."""
+    return "" if value is None else f"{value:#.4g}"
+
+
+def table(entries: Iterable[Entry]) -> str:
+    """The table of models in Markdown."""
+    rows = [
+        "| model | what it is | metric (test) | paper | ours | weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in entries:
+        link = f"[{entry.name}](checkpoints/{entry.name})"
+        paper = number(entry.card.published.get("test"))
+        paper = f"[{paper}]({ARXIV}{entry.card.arxiv})" if paper and entry.card.arxiv else paper
+        weights = "yes" if entry.weights else "not yet"
+        metric = entry.card.metric
+        rows.append(f"| {link} | {entry.card.title} | {metric} | {paper} | {number(entry.ours())} | {weights} |")
+    return "\n".join(rows)

@@ -1,0 +1,3 @@
+"""The models, one file a paper."""
+
+from zoo.models.zaremba import Zaremba as Zaremba

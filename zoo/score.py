@@ -1,0 +1,112 @@
+"""How well a language model predicts a text, token by token."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from zoo.errors import UserError
+from zoo.metrics import token_nll
+from zoo.tokenizer import UNK, Tokenizer
+
+if TYPE_CHECKING:
+    from zoo.tasks.language import LanguageModel
+
+_WINDOW = 200
+
+
+@dataclass(frozen=True)
+class Score:
+    """Surprisals of a text under a model."""
+
+    tokens: list[str]
+    """The tokens as the model reads them; a line break is `<eos>` at word level."""
+
+    nats: list[float]
+    """-ln p of each token given all before it."""
+
+    level: str
+    """"word" or "character": what a token is."""
+
+    @property
+    def total(self) -> float:
+        """-ln p of the whole text, in nats."""
+        return math.fsum(self.nats)
+
+    @property
+    def bits(self) -> list[float]:
+        """-log2 p of each token given all before it."""
+        return [nats / math.log(2) for nats in self.nats]
+
+    @property
+    def perplexity(self) -> float:
+        """Per token: exp(total / number of tokens)."""
+        return math.exp(self.total / len(self.tokens))
+
+    @property
+    def bits_per_token(self) -> float:
+        """total / number of tokens / ln 2: bits per character where tokens are characters."""
+        return self.total / len(self.tokens) / math.log(2)
+
+    @property
+    def unk_rate(self) -> float:
+        """The share of `<unk>` among the tokens."""
+        return self.tokens.count(UNK) / len(self.tokens)
+
+    def __str__(self) -> str:
+        if self.level == "character":
+            return f"{self.bits_per_token:.3f} bits per character over {len(self.tokens):,} characters"
+        return (
+            f"perplexity per word {self.perplexity:.1f} over {len(self.tokens):,} tokens "
+            f"({self.total:.1f} nats, {self.unk_rate:.1%} {UNK})"
+        )
+
+
+def tokenizer_of(model: "LanguageModel") -> Tokenizer:
+    """The model's vocabulary; `UserError` where it has none."""
+    if model.tokenizer is None:
+        raise UserError(
+            f"this {type(model).__name__} has no tokenizer: load a trained model (zoo.load) or set model.tokenizer"
+        )
+    return model.tokenizer
+
+
+def score(model: "LanguageModel", text: str) -> Score:
+    """Scores every token of `text` from a zero state, the first one as if a line had just ended.
+
+    At word level a last line without a line break is given one, so that a sentence's end is scored with it.
+    """
+    tokenizer = tokenizer_of(model)
+    if tokenizer.level == "word" and not text.endswith("\n"):
+        text += "\n"
+    ids = tokenizer.encode(text)
+    if not len(ids):
+        raise UserError("the text is empty: there is nothing to score")
+    nats = [nll for window in surprisals(model, ids.tolist()) for nll in window]
+    return Score(tokenizer.tokens(ids), nats, tokenizer.level)
+
+
+@torch.inference_mode()
+def surprisals(model: "LanguageModel", ids: list[int]) -> Iterator[list[float]]:
+    """-ln p of each id, a window at a time, in evaluation mode."""
+    training, device = model.training, model.device
+    model.eval()
+    state = None
+    previous = first_context(model)
+    try:
+        for start in range(0, len(ids), _WINDOW):
+            window = ids[start : start + _WINDOW]
+            inputs = torch.tensor([previous, *window[:-1]], device=device).unsqueeze(1)
+            logits, state = model(inputs, state)
+            yield token_nll(logits, torch.tensor(window, device=device).unsqueeze(1)).squeeze(1).tolist()
+            previous = window[-1]
+    finally:
+        model.train(training)
+
+
+def first_context(model: "LanguageModel") -> int:
+    """What stands before a text: the end of a line, or token 0 where the vocabulary has none."""
+    end = tokenizer_of(model).end_of_line_id
+    return 0 if end is None else end

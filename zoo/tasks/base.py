@@ -1,0 +1,90 @@
+"""What every task shares: the model's own gradient clip, and checkpoints from which a run goes on bit for bit."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from torch import distributed
+from torch.optim import Optimizer
+
+from zoo.errors import UserError
+
+_RANKS = "ranks"
+
+
+class Task(LightningModule):
+    """A LightningModule whose checkpoints hold all that the next update depends on.
+
+    Beside what Lightning saves, that is the state of every random generator and whatever `running_state` of a subclass
+    returns, of each process.
+    """
+
+    max_norm: float | None = None
+    """The gradient's norm is clipped to this, unless the trainer sets `gradient_clip_val`."""
+
+    _resumed: dict[str, Any] | None = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the paper does, or as the trainer is told to."""
+        norm = self.max_norm if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
+
+    def running_state(self) -> dict[str, Any]:
+        """What else changes from update to update: plain types and tensors only."""
+        return {}
+
+    def load_running_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `running_state` gave."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the generators and the running state of every process."""
+        own = {"generators": _generators(), "running": self.running_state()}
+        ranks = [own]
+        if self.trainer.world_size > 1:
+            ranks = [None] * self.trainer.world_size  # type: ignore[list-item]
+            distributed.all_gather_object(ranks, own)
+        checkpoint[_RANKS] = ranks
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps this process's part for the start of training."""
+        ranks = checkpoint.get(_RANKS, [])
+        if len(ranks) != self.trainer.world_size and self.trainer.training:
+            raise UserError(
+                f"the checkpoint was written by {len(ranks)} processes and cannot go on under {self.trainer.world_size}"
+            )
+        self._resumed = ranks[self.trainer.global_rank] if self.trainer.training else None
+
+    def on_train_start(self) -> None:
+        """Puts back the generators and the running state of the checkpoint."""
+        if self._resumed is not None:
+            self.load_running_state(self._resumed["running"])
+            _set_generators(self._resumed["generators"])
+            self._resumed = None
+
+
+def _generators() -> dict[str, Any]:
+    """The states of all generators, in types that torch loads without executing code."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 (the global one is meant)
+    version, numbers, cached = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
+        "python": [version, list(numbers), cached],
+    }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
+    version, numbers, cached = state["python"]
+    random.setstate((version, tuple(numbers), cached))
