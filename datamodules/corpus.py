@@ -15,6 +15,9 @@ from datamodules.text import Split, TextDataModule
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Level, Normaliser, Tokenizer, character_vocabulary, count_words, word_vocabulary
 
+TINY_SHAKESPEARE = Path(__file__).with_name("tiny_shakespeare.txt")
+"""A million characters of Shakespeare's plays, in the public domain: the text that comes with the package."""
+
 HELD_OUT = 20
 """One line in this many is cut from the end for validation, and as many for testing, where no file is given."""
 
@@ -63,7 +66,9 @@ class Corpus(TextDataModule):
 
     @cached_property
     def _parts(self) -> dict[Split, "_Lines"]:
-        given = {split: _Lines(_files(path, self.root), self._whole_files) for split, path in self._paths.items() if path}
+        given = {
+            split: _Lines(_files(path, self.root), self._whole_files) for split, path in self._paths.items() if path
+        }
         whole = given["train"]
         end = len(whole)
         for split in ("test", "validation"):
@@ -103,7 +108,7 @@ class _Lines:
             datasets.load_dataset("text", data_files=data_files, encoding="utf-8-sig").values()
         )
         self._whole_files = whole_files
-        self._start, self._stop = 0, sum(part.num_rows for part in self._parts)
+        self._start, self._stop = 0, sum(int(part.num_rows) for part in self._parts)
 
     def __len__(self) -> int:
         return self._stop - self._start

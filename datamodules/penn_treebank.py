@@ -62,5 +62,7 @@ class PennTreebank(TextDataModule):
 
     @property
     def tokenizer_settings(self) -> str:
-        rules = Tokenizer.words([UNK], "penn_treebank") if self.level == "word" else Tokenizer.characters([UNK], blank="_")
+        rules = (
+            Tokenizer.words([UNK], "penn_treebank") if self.level == "word" else Tokenizer.characters([UNK], blank="_")
+        )
         return rules.fingerprint

@@ -57,8 +57,8 @@ class Stream:
         for window in range(start, self._windows):
             self._given = window + 1
             piece = self._columns[:, window * self.bptt : (window + 1) * self.bptt + 1]
-            piece = torch.from_numpy(piece.T.astype(np.int64))
-            yield piece[:-1], piece[1:]
+            tokens = torch.from_numpy(piece.T.astype(np.int64))
+            yield tokens[:-1], tokens[1:]
 
     def state_dict(self) -> dict[str, Any]:
         """Windows handed out in this epoch."""

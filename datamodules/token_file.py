@@ -35,7 +35,7 @@ def token_ids(blocks: Iterable[str], text_digest: str, tokenizer: Tokenizer) -> 
     if not file.exists():
         _write(file, blocks, tokenizer)
     with pa.memory_map(str(file)) as source, pa.ipc.open_file(source) as reader:
-        return reader.get_batch(0).column("ids").to_numpy(zero_copy_only=True)
+        return np.asarray(reader.get_batch(0).column("ids"))
 
 
 def write_text(file: Path, text: str) -> None:

@@ -182,7 +182,7 @@ def write(
         for file in curve:
             shutil.copyfile(file, new / file.name)
         _exchange(new, folder, aside / "old")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} was not written, what stood there is untouched: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

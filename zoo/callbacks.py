@@ -1,12 +1,16 @@
-"""Callbacks of every training: the checkpoint to resume from, and the learning curve."""
+"""Callbacks of the trainer: the checkpoint to resume from, the learning curve, the file of surprisals."""
 
 import csv
+import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+
+from zoo.score import tokenizer_of, visible
+from zoo.tasks import LanguageModel
 
 Row = dict[str, float]
 
@@ -71,6 +75,32 @@ class LearningCurve(Callback):
         self.rows, self._seconds = list(state_dict["rows"]), state_dict["seconds"]
 
 
+class SurprisalFile(Callback):
+    """Writes what a language model predicts as it comes: every token of the text and its surprisal in bits."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lines: TextIO | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._lines = self.file.open("w", encoding="utf-8")
+        self._lines.write("token\tbits\n")
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        assert self._lines is not None
+        tokens = tokenizer_of(pl_module).tokens(batch[1].flatten().tolist())
+        for token, nats in zip(tokens, outputs.flatten().tolist(), strict=True):
+            self._lines.write(f"{visible(token)}\t{nats / math.log(2):.4f}\n")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._lines is not None:
+            self._lines.close()
+
+
 def run_folder(trainer: Trainer) -> Path:
     """Where a run keeps its files: the logger's folder, else the trainer's."""
     return Path(trainer.log_dir or trainer.default_root_dir)
@@ -89,6 +119,7 @@ def write(rows: list[Row], folder: Path) -> None:
 def draw(rows: list[Row], file: Path) -> None:
     """Every metric of the rows against the epochs, the best validation value marked."""
     from matplotlib.figure import Figure  # half a second to import
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -101,12 +132,15 @@ def draw(rows: list[Row], file: Path) -> None:
         axes.plot(epochs, values, style, marker=".", label=f"{split} {metric.replace('_', ' ')}")
         if split == "validation":
             best = min(range(len(values)), key=values.__getitem__)
-            axes.annotate(f"{values[best]:.4g}", (epochs[best], values[best]), (0, 8), textcoords="offset points")
+            axes.annotate(f"{values[best]:.4g}", (epochs[best], values[best]), (0, 8), textcoords="offset points", ha="right")
     axes.set_xlabel("epoch")
     axes.set_ylabel(" and ".join(sorted({name.split("/")[1].replace("_", " ") for name in names})))
     if max(max(row[name] for row in rows) / min(row[name] for row in rows) for name in names) > 4:
         axes.set_yscale("log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=120)

@@ -124,7 +124,12 @@ def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
         "library_name": "recurrent-zoo",
         "license": "mit",
         "language": ["en"],
-        "tags": ["language-modeling", "lstm", "recurrent-neural-network", *([f"arxiv:{card.arxiv}"] if card.arxiv else [])],
+        "tags": [
+            "language-modeling",
+            "lstm",
+            "recurrent-neural-network",
+            *([f"arxiv:{card.arxiv}"] if card.arxiv else []),
+        ],
     }
     if measured:
         results = [
@@ -182,7 +187,7 @@ def _numbers(name: str, card: Card, measured: Measured | None) -> str:
     for split in ("validation", "test"):
         paper, here = card.published.get(split), ours.get(split)
         rows.append(
-            f"| {split} | {number(paper)} | {number(here and here.value)} | "
+            f"| {split} | {number(paper)} | {number(here.value if here else None)} | "
             f"{f'{here.value - paper:+.2f}' if here and paper else ''} | {f'{here.predictions:,}' if here else ''} |"
         )
     lines = ["\n".join(rows)]
@@ -226,3 +231,26 @@ def table(entries: Iterable[Entry]) -> str:
         metric = entry.card.metric
         rows.append(f"| {link} | {entry.card.title} | {metric} | {paper} | {number(entry.ours())} | {weights} |")
     return "\n".join(rows)
+
+
+TABLE_START, TABLE_END = "<!-- models: written by `make cards` -->\n", "\n<!-- end of models -->"
+
+
+def written(root: Path) -> dict[Path, str]:
+    """Every generated text of the source checkout `root` as it should stand: the cards, and the README with its table."""
+    folders = sorted(file.parent for file in (root / "checkpoints").glob("*/config.yaml"))
+    entries = [read(folder) for folder in folders]
+    texts = {
+        folder / "README.md": render(entry.name, entry.card, entry.measured)
+        for folder, entry in zip(folders, entries, strict=True)
+    }
+    readme = root / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(TABLE_START)
+    _, after = rest.split(TABLE_END)
+    texts[readme] = f"{before}{TABLE_START}{table(entries)}{TABLE_END}{after}"
+    return texts
+
+
+if __name__ == "__main__":
+    for file, text in written(Path(__file__).resolve().parent.parent).items():
+        file.write_text(text, encoding="utf-8")

@@ -4,7 +4,9 @@ Nothing heavy is imported before a command needs it.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from zoo import card, hub
 from zoo.errors import UserError
@@ -30,19 +32,21 @@ def list_models() -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def score(name: str, file: str, per_token: bool = False) -> None:
+def score(name: str, file: str, format: Literal["summary", "table"] = "summary") -> None:
     """How well a model predicts a text.
 
     Args:
         name: A model's name, folder or Hub repository.
         file: A UTF-8 text file, or - for standard input.
-        per_token: Also print every token with its surprisal in bits.
+        format: A line, or a table of every token with its surprisal in bits before it.
     """
     text = _read(file)
     result = _language_model(name).score(text)
-    if per_token:
+    if format == "table":
+        from zoo.score import visible
+
         for token, bits in zip(result.tokens, result.bits, strict=True):
-            print(f"{bits:8.3f}  {token if token != chr(10) else repr(token)}")
+            print(f"{bits:8.3f}  {visible(token)}")
     print(result)
 
 
@@ -88,7 +92,13 @@ def demo() -> None:
     run()
 
 
-_COMMANDS = {"list": list_models, "score": score, "generate": generate, "publish": publish, "demo": demo}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_models,
+    "score": score,
+    "generate": generate,
+    "publish": publish,
+    "demo": demo,
+}
 
 
 def main(argv: list[str] | None = None) -> None:

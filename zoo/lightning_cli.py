@@ -17,9 +17,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from datamodules.text import TextDataModule
 from zoo import __version__, bundle, card, hub
-from zoo.callbacks import LastCheckpoint, LearningCurve, run_folder
+from zoo.callbacks import LastCheckpoint, LearningCurve, SurprisalFile, run_folder
 from zoo.errors import UserError
 from zoo.tasks import LanguageModel, Task
+from zoo.tokenizer import Tokenizer
 
 LOGS = Path("logs")
 
@@ -98,6 +99,10 @@ class ZooCLI(LightningCLI):
         self.name = _run_name(config)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(_last_checkpoint(self.name))
+        if self._command == "predict":
+            config.return_predictions = False
+        if config.get("weights_only") is None:
+            config.weights_only = True  # Lightning's default executes whatever code a checkpoint holds
 
     def after_instantiate_classes(self) -> None:
         weights = self._get(self.config, "weights")
@@ -110,9 +115,10 @@ class ZooCLI(LightningCLI):
         bundle.require_weights(folder)
         bundle.verify(folder)
         bundle.load_weights(self.model, folder)
-        own_tokenizer = isinstance(self.datamodule, TextDataModule) and self.datamodule.given_tokenizer
-        if isinstance(self.datamodule, TextDataModule) and not own_tokenizer and (folder / bundle.TOKENIZER).exists():
-            self.datamodule.tokenizer = bundle.Tokenizer.from_file(folder / bundle.TOKENIZER)
+        if isinstance(self.model, LanguageModel) and (folder / bundle.TOKENIZER).exists():
+            self.model.tokenizer = Tokenizer.from_file(folder / bundle.TOKENIZER)
+            if isinstance(self.datamodule, TextDataModule) and not self.datamodule.given_tokenizer:
+                self.datamodule.tokenizer = self.model.tokenizer
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
@@ -121,6 +127,8 @@ class ZooCLI(LightningCLI):
             callbacks.append(RichProgressBar())
         if trainer.enable_model_summary is not False:
             callbacks.append(RichModelSummary())
+        if self._command == "predict":
+            callbacks.append(SurprisalFile(LOGS / self.name / "predictions.tsv"))
         if self._command != "fit":
             self.save_config_callback = None
             if trainer.logger is None:
@@ -136,10 +144,14 @@ class ZooCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Leaves the run's model as a bundle; where the schedule came to its end, measured on what is stored."""
-        if self.trainer.fast_dev_run or not isinstance(self.model, LanguageModel):
+        if self._get(self.config, "trainer").fast_dev_run or not isinstance(self.model, LanguageModel):
             return
         epochs, updates = self.trainer.current_epoch, self.trainer.global_step
         finished = self.trainer.max_steps == -1 and epochs == self.trainer.max_epochs
+        recipe, changed = self._recipe_text()
+        described = card.Card(**self._get(self.config, "card").as_dict())
+        if changed:
+            described.notes.append("Trained with options beside the recipe; `config.yaml` here holds what was used.")
         weights = bundle.stored_weights(self.model)
         self.model.load_state_dict(weights)
         measured = card.Measured(
@@ -156,8 +168,8 @@ class ZooCLI(LightningCLI):
         bundle.write(
             folder / self.name,
             weights,
-            recipe=self._recipe_text(),
-            card=card.render(self.name, self._card(), measured),
+            recipe=recipe,
+            card=card.render(self.name, described, measured),
             tokenizer=self.model.tokenizer,
             curve=sorted(folder.glob("curve.*")),
         )
@@ -169,10 +181,16 @@ class ZooCLI(LightningCLI):
     def after_test(self) -> None:
         self._report("test")
 
+    def after_predict(self) -> None:
+        """Says where the surprisals lie."""
+        print(f"the surprisal of every token: {LOGS / self.name / 'predictions.tsv'}")
+
     def _report(self, split: str) -> None:
         if isinstance(self.model, LanguageModel):
             value, predictions = self.model.measured[split]
-            print(f"{self.name}: {self.model.metric_unit} {value:.6g} over {predictions:,} predictions of the {split} text")
+            print(
+                f"{self.name}: {self.model.metric_unit} {value:.6g} over {predictions:,} predictions of the {split} text"
+            )
 
     def _measure(self) -> list[card.Result]:
         self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
@@ -189,18 +207,15 @@ class ZooCLI(LightningCLI):
             "commit": self.commit,
         }
 
-    def _card(self) -> card.Card:
-        return card.Card(**self._get(self.config, "card").as_dict())
-
-    def _recipe_text(self) -> str:
-        """The recipe as it was given, comments and all, unless an option changed what it says."""
+    def _recipe_text(self) -> tuple[str, bool]:
+        """The recipe as it was given, comments and all; where an option changed what it says, its settings, and True."""
         config = self.config[self._command]
         if len(config.config or []) == 1:
             file = Path(str(config.config[0]))
             recipe = self.parser.parse_args([self._command, "--config", str(file)])[self._command]
             if self._essence(recipe) == self._essence(config):
-                return file.read_text(encoding="utf-8")
-        return yaml.safe_dump(self._essence(config), sort_keys=False)
+                return file.read_text(encoding="utf-8"), False
+        return yaml.safe_dump(self._essence(config), sort_keys=False), True
 
     def _essence(self, config: Any) -> dict[str, Any]:
         parser = self._parser(self._command)
@@ -248,7 +263,9 @@ def commit() -> str:
     source = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", source, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", source, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no")

@@ -64,6 +64,11 @@ class Score:
         )
 
 
+def visible(token: str) -> str:
+    """The token as it can stand in a line of a table: blanks and line breaks quoted."""
+    return token if token.strip() else repr(token)
+
+
 def tokenizer_of(model: "LanguageModel") -> Tokenizer:
     """The model's vocabulary; `UserError` where it has none."""
     if model.tokenizer is None:

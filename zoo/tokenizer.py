@@ -29,6 +29,7 @@ UNK = "<unk>"
 
 _CODE_POINTS = 0x110000
 _MAX_REMEMBERED = 500_000
+_MAX_COUNTED = 4_000_000
 # Arrow splits on these control characters and the library does not; neither do we.
 _NOT_WHITESPACE = dict.fromkeys(map(ord, "\x1c\x1d\x1e\x1f"), "\N{REPLACEMENT CHARACTER}")
 
@@ -110,7 +111,7 @@ class Tokenizer:
         unk = UNK if UNK in vocabulary else None
         library = Library(models.WordLevel({c: i for i, c in enumerate(vocabulary)}, unk_token=unk))
         library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        decoder = [decoders.Fuse()]
+        decoder: list[decoders.Decoder] = [decoders.Fuse()]
         if blank != " ":
             library.normalizer = normalizers.Replace(" ", blank)
             decoder = [decoders.Replace(blank, " "), *decoder]
@@ -145,7 +146,8 @@ class Tokenizer:
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The tokens themselves, one string an id."""
-        return [self.library.id_to_token(int(i)) for i in ids]
+        tokens = [self.library.id_to_token(int(i)) for i in ids]
+        return [token for token in tokens if token is not None]
 
     def _encode_words(self, text: str) -> Ids:
         distinct = split_words(text).dictionary_encode()
@@ -157,7 +159,7 @@ class Tokenizer:
         encodings = self.library.encode_batch_fast(new, add_special_tokens=False)
         self._chunks.update(zip(new, (encoding.ids for encoding in encodings), strict=True))
         ids = pa.array([self._chunks[chunk] for chunk in chunks], pa.list_(pa.from_numpy_dtype(self.dtype)))
-        return ids.take(distinct.indices).flatten().to_numpy()
+        return np.asarray(ids.take(distinct.indices).flatten())
 
     def _encode_characters(self, text: str) -> Ids:
         codes = _code_points(text)
@@ -183,11 +185,16 @@ def split_words(text: str) -> pa.StringArray:
 
 
 def count_words(blocks: Iterable[str], normaliser: Normaliser = "none") -> Counter[str]:
-    """How often each word stands in the blocks of text (each ending with a whole word), `<eos>` included."""
+    """How often each word stands in the blocks of text (each ending with a whole word), `<eos>` included.
+
+    Whenever four million different words have come together, those seen once so far are forgotten: memory stays bounded.
+    """
     chunks: Counter[str] = Counter()
     for block in blocks:
         for count in pc.value_counts(split_words(block)).to_pylist():
             chunks[count["values"]] += count["counts"]
+        if len(chunks) > _MAX_COUNTED:
+            chunks = Counter({chunk: count for chunk, count in chunks.items() if count > 1})
     if normaliser == "none":
         return chunks
     normalise = normalizers.Sequence(_penn_treebank_normaliser()).normalize_str

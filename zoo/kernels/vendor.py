@@ -10,7 +10,5 @@ def lstm(inputs: Tensor, state: LSTMState, weights: LSTMWeights) -> tuple[Tensor
     """`zoo.functional.lstm` without noise."""
     h, c = (value.unsqueeze(0) for value in state)
     # input, (h, c), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    outputs, h, c = torch._VF.lstm(  # type: ignore[attr-defined]
-        inputs, (h, c), list(weights), True, 1, 0.0, torch.is_grad_enabled(), False, False
-    )
+    outputs, h, c = torch._VF.lstm(inputs, (h, c), list(weights), True, 1, 0.0, torch.is_grad_enabled(), False, False)
     return outputs, (h.squeeze(0), c.squeeze(0))

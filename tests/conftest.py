@@ -1,0 +1,52 @@
+"""A small data tree in the Hub's layout, a small model, and caches that no test shares with the user."""
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+_HOME = tempfile.mkdtemp(prefix="zoo-tests-")
+os.environ |= {
+    "HF_HOME": _HOME,  # read when huggingface_hub and datasets are imported
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+REAL_DATASETS = os.environ.pop("ZOO_DATASETS", None)
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(1)  # the tests' tensors are small
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Lines of a small artificial language with something to learn in it."""
+    draw = random.Random(seed)
+    nouns, verbs = ["bank", "index", "mr.", "fund", "u.s.", "stock"], ["rose", "fell", "did n't move", "gained"]
+    return [f"the {draw.choice(nouns)} {draw.choice(verbs)} N points <unk>" for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def data_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Penn Treebank's files as on the Hub, with other text in them."""
+    root = tmp_path_factory.mktemp("datasets")
+    for seed, (split, count) in enumerate({"train": 600, "validation": 60, "test": 70}.items()):
+        folder = root / "ptb-text-only" / "ptb_text_only" / "penn_treebank" / split
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"sentence": sentences(count, seed)}), folder / "0000.parquet")
+    return root
+
+
+@pytest.fixture
+def real_datasets(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The real corpora, where `ZOO_DATASETS` names them."""
+    if REAL_DATASETS is None:
+        pytest.skip("needs the real corpora: set ZOO_DATASETS")
+    path = Path(REAL_DATASETS).resolve()
+    monkeypatch.setenv("ZOO_DATASETS", str(path))
+    return path

@@ -1,0 +1,178 @@
+"""A Hub of one process on the loopback: the endpoints that huggingface_hub calls to publish and to load a model.
+
+It shows which calls the client makes and that our side works with them; it is not proof of what the real Hub accepts.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+class Hub:
+    """Repositories as lists of commits; a commit is its files. `cut` bytes into every large file the connection ends."""
+
+    def __init__(self) -> None:
+        self.commits: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
+        self.stored: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.cut: int | None = None
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        self.stop = server.shutdown
+        Thread(target=server.serve_forever, daemon=True).start()
+
+    def files(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """The commit that a branch or commit name stands for."""
+        for oid, files in reversed(self.commits.get(repository, [])):
+            if revision in ("main", oid):
+                return oid, files
+        return None
+
+    def commit(self, repository: str, lines: list[dict[str, Any]]) -> str:
+        """Applies the lines of a commit request."""
+        files = dict(self.commits[repository][-1][1])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.stored[value["oid"]]
+        oid = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        self.commits[repository].append((oid, files))
+        return oid
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._route("GET")
+
+    def do_HEAD(self) -> None:
+        self._route("HEAD")
+
+    def do_POST(self) -> None:
+        self._route("POST")
+
+    def do_PUT(self) -> None:
+        self._route("PUT")
+
+    def _route(self, method: str) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{method} {path}")
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        repository = r"(?P<repository>[\w.-]+/[\w.-]+)"
+        routes: list[tuple[str, str, Callable[..., None]]] = [
+            ("POST", "/api/repos/create", self._create),
+            ("POST", "/api/validate-yaml", lambda: self._json({"errors": [], "warnings": []})),
+            ("POST", rf"/api/models/{repository}/preupload/.*", self._preupload),
+            ("POST", rf"/{repository}\.git/info/lfs/objects/batch", self._batch),
+            ("PUT", r"/lfs/(?P<oid>\w+)", self._store),
+            ("POST", rf"/api/models/{repository}/commit/.*", self._commit),
+            ("GET", rf"/api/models/{repository}(/revision/(?P<revision>.+))?", self._info),
+            ("GET", rf"/api/models/{repository}/tree/(?P<revision>[^/]+)", self._tree),
+            ("GET|HEAD", rf"/{repository}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", self._resolve),
+        ]
+        for methods, pattern, answer in routes:
+            if method in methods.split("|") and (match := re.fullmatch(pattern, path)):
+                return answer(**match.groupdict())
+        self._json({"error": f"no route for {method} {path}"}, 501)
+
+    def _json(self, content: object, status: int = 200, **headers: str) -> None:
+        self._send(json.dumps(content).encode(), status, **{"Content-Type": "application/json"}, **headers)
+
+    def _send(self, data: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _create(self) -> None:
+        request = json.loads(self.body)
+        repository = f"{request['organization']}/{request['name']}"
+        exists = repository in self.hub.commits
+        self.hub.commits.setdefault(repository, [("0" * 40, {})])
+        self._json({"url": f"{self.hub.url}/{repository}"}, 409 if exists else 200)
+
+    def _preupload(self, repository: str) -> None:
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "shouldIgnore": False,
+                "oid": None,
+            }
+            for file in json.loads(self.body)["files"]
+        ]
+        self._json({"files": modes})
+
+    def _batch(self, repository: str) -> None:
+        objects = [
+            {**item, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}", "header": {}}}}
+            for item in json.loads(self.body)["objects"]
+        ]
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _store(self, oid: str) -> None:
+        self.hub.stored[oid] = self.body
+        self._json({})
+
+    def _commit(self, repository: str) -> None:
+        oid = self.hub.commit(repository, [json.loads(line) for line in self.body.splitlines()])
+        self._json({"commitOid": oid, "commitUrl": f"{self.hub.url}/{repository}/commit/{oid}"})
+
+    def _found(self, repository: str, revision: str | None) -> tuple[str, dict[str, bytes]] | None:
+        found = self.hub.files(repository, revision or "main")
+        if found is None:
+            code = "RevisionNotFound" if repository in self.hub.commits else "RepoNotFound"
+            self._json({"error": code}, 404, **{"X-Error-Code": code})
+        return found
+
+    def _info(self, repository: str, revision: str | None) -> None:
+        if found := self._found(repository, revision):
+            siblings = [{"rfilename": file} for file in found[1]]
+            self._json({"id": repository, "sha": found[0], "private": False, "tags": [], "siblings": siblings})
+
+    def _tree(self, repository: str, revision: str) -> None:
+        if found := self._found(repository, revision):
+            self._json(
+                [
+                    {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    for file, data in found[1].items()
+                ]
+            )
+
+    def _resolve(self, repository: str, revision: str, file: str) -> None:
+        if not (found := self._found(repository, revision)):
+            return
+        oid, files = found
+        if file not in files:
+            self._json({"error": "no file"}, 404, **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})
+            return
+        data = files[file]
+        headers = {"X-Repo-Commit": oid, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        status, offset = (206, int(start[1])) if start else (200, 0)
+        if start:
+            headers["Content-Range"] = f"bytes {offset}-{len(data) - 1}/{len(data)}"
+        if self.command == "GET" and self.hub.cut is not None and len(data) - offset > self.hub.cut:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(data) - offset), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data[offset : offset + self.hub.cut])
+            self.close_connection = True
+            return
+        self._send(data[offset:], status, **headers)

@@ -1,0 +1,71 @@
+"""Imports run one way, from the equations up to the command line."""
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Each floor may import itself and the floors before it.
+FLOORS = [
+    {"zoo.errors", "zoo.noise", "zoo"},
+    {"zoo.functional"},
+    {"zoo.kernels"},
+    {"zoo.regularisers"},
+    {"zoo.layers"},
+    {"zoo.tokenizer", "zoo.metrics", "zoo.score", "zoo.generate", "zoo.card"},
+    {"zoo.tasks"},
+    {"zoo.models", "zoo.callbacks"},
+    {"zoo.bundle"},
+    {"zoo.hub"},
+    {"zoo.lightning_cli", "zoo.demo", "zoo.cli"},
+]
+MAY_IMPORT_DATA = {"zoo.lightning_cli", "zoo.demo"}
+DATA_MAY_IMPORT = {"zoo.errors", "zoo.tokenizer"}
+FILES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("datamodules/*.py")])
+
+
+def floor(module):
+    for level, modules in enumerate(FLOORS):
+        if module in modules or any(module.startswith(f"{m}.") for m in modules if m != "zoo"):
+            return level
+    raise AssertionError(f"{module} stands on no floor")
+
+
+def imports(file):
+    """The project's modules that a file imports, those for type checking alone left out."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    typing_only = {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            if node.module in ("zoo", "datamodules"):
+                names = {alias.name for alias in node.names}
+                yield from (f"{node.module}.{name}" if (ROOT / node.module / f"{name}.py").exists()
+                            or (ROOT / node.module / name).is_dir() else node.module for name in names)  # fmt: skip
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_run_one_way(file):
+    module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for imported in imports(file):
+        package = imported.split(".")[0]
+        if package not in ("zoo", "datamodules"):
+            continue
+        if module.startswith("datamodules"):
+            assert package == "datamodules" or imported in DATA_MAY_IMPORT, f"{module} imports {imported}"
+        elif package == "datamodules":
+            assert module in MAY_IMPORT_DATA, f"{module} imports {imported}"
+        else:
+            assert floor(imported) <= floor(module), f"{module} imports {imported}"

@@ -1,0 +1,80 @@
+"""The README and the cards say what the recipes and the stored files say."""
+
+import re
+
+import pytest
+import yaml
+
+import zoo
+from tests.conftest import ROOT
+from zoo import bundle, card
+from zoo.errors import UserError
+
+
+def test_every_generated_text_is_up_to_date():
+    stale = [str(file) for file, text in card.written(ROOT).items() if file.read_text(encoding="utf-8") != text]
+    assert not stale, f"run 'make cards': {stale}"
+
+
+def test_the_table_has_every_model_and_says_which_have_weights():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for folder in (ROOT / "checkpoints").iterdir():
+        (row,) = (line for line in readme.splitlines() if line.startswith(f"| [{folder.name}]("))
+        assert row.endswith("| yes |" if bundle.has_weights(folder) else "| not yet |")
+        assert f"{card.read(folder).card.published['test']:#.4g}" in row
+
+
+def test_what_is_rendered_is_read_back(tmp_path):
+    chosen = card.Card(
+        "A title", "Someone 2014", "1409.2329", published={"test": 114.5}, source="Table 1", notes=["a note"]
+    )
+    measured = card.Measured(
+        "owner/data",
+        "Data",
+        "perplexity per word",
+        [card.Result("validation", 119.7, 73_759), card.Result("test", 113.8, 82_429)],
+        {"seed": 1, "epochs": 13},
+    )
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"card": vars(chosen)}))
+    (tmp_path / "README.md").write_text(card.render(tmp_path.name, chosen, measured))
+    entry = card.read(tmp_path)
+    assert (entry.card, entry.measured, entry.weights) == (chosen, measured, False)
+    assert entry.ours() == 113.8
+    text = (tmp_path / "README.md").read_text()
+    assert "| test | 114.5 | 113.8 | -0.70 | 82,429 |" in text
+    assert "| validation |  | 119.7 |  | 73,759 |" in text
+
+
+def test_the_front_matter_is_the_hubs(tmp_path):
+    from huggingface_hub import ModelCard
+
+    folder = ROOT / "checkpoints" / "zaremba-small-ptb"
+    hub_card = ModelCard.load(folder / "README.md")
+    results = {result.dataset_split: result for result in hub_card.data.eval_results}
+    measured = {result.split: result for result in card.read(folder).measured.results}
+    assert results["test"].metric_value == measured["test"].value
+    assert results["test"].metric_type == "perplexity"
+    assert hub_card.data.library_name == "recurrent-zoo"
+
+
+def test_a_partial_run_is_called_one():
+    measured = card.Measured("owner/data", "Data", "perplexity per word", finished=False)
+    assert "Cut short" in card.render("x", card.Card(), measured)
+
+
+def test_a_card_of_another_make_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    (tmp_path / "README.md").write_text("---\ntraining: {}\n---\n")
+    with pytest.raises(UserError, match=r"README.md: the front matter is not a card's"):
+        card.read(tmp_path)
+
+
+def test_the_readmes_python_runs_and_uses_the_public_names():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+    shown = set(re.findall(r"zoo\.(\w+)\(", readme))
+    assert shown >= set(zoo.__all__)
+    assert shown <= set(zoo.__all__)

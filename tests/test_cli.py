@@ -1,0 +1,207 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT
+from tests.test_bundle import make
+from zoo.cli import main
+from zoo.lightning_cli import expand
+
+
+def run(*arguments, **options):
+    command = [sys.executable, str(ROOT / "cli.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CHECKPOINTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def fails(capsys, *arguments):
+    """The one line that bad input ends with."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    return error
+
+
+def test_list_imports_neither_torch_nor_lightning():
+    heavy = "{'torch', 'lightning', 'datasets'}"
+    code = f"import sys; from zoo.cli import main; main(['list']); print(sorted({heavy} & set(sys.modules)))"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert time.perf_counter() - start < 2  # measured: 0.15 s
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "[]"
+    assert lines[0].split()[0] == "model"
+    assert any(line.startswith("zaremba-small-ptb ") and "114.5" in line for line in lines)
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, zoo; print('torch' in sys.modules, zoo.names()[0] != '')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_help_names_every_command():
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("fit", "validate", "test", "predict", "list", "score", "generate", "publish", "demo"):
+        assert f"  {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", ["list", "score", "generate", "publish"])
+def test_help_of_the_plain_commands(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_score_of_a_file_and_of_standard_input(model, capsys, monkeypatch):
+    Path("text").write_text("a b\nc d\n")
+    main(["score", "tiny", "text"])
+    from_file = capsys.readouterr().out
+    assert "over 6 tokens" in from_file
+    assert run("score", "tiny", "-", input="a b\nc d\n").stdout == from_file
+    main(["score", "tiny", "text", "--format", "table"])
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in table[:-1]] == ["a", "b", "<eos>", "c", "<unk>", "<eos>"]
+
+
+def test_generate(model, capsys):
+    main(
+        ["generate", "tiny", "--prompt", "a b", "--tokens", "7", "--seed", "1", "--temperature", "0.5", "--top_k", "3"]
+    )
+    first = capsys.readouterr().out
+    assert first.startswith("a b")
+    main(
+        [
+            "generate",
+            str(model),
+            "--prompt",
+            "a b",
+            "--tokens",
+            "7",
+            "--seed",
+            "1",
+            "--temperature",
+            "0.5",
+            "--top_k",
+            "3",
+        ]
+    )
+    assert capsys.readouterr().out == first
+
+
+def test_names_stand_for_recipes_and_weights(model):
+    recipe = str(model / "config.yaml")
+    assert expand("test", ["tiny", "--x=1"]) == ["--config", recipe, "--weights", str(model), "--x=1"]
+    assert expand("fit", ["tiny"]) == ["--config", recipe]
+    assert expand("fit", ["--config", "tiny", "--config=tiny", "-c", recipe]) == [
+        "--config", recipe, f"--config={recipe}", "-c", recipe,
+    ]  # fmt: skip
+
+
+class TestBadInput:
+    def test_unknown_command(self, capsys):
+        assert "no command 'tset'" in fails(capsys, "tset")
+
+    def test_unknown_name(self, model, capsys):
+        assert "no model 'tiiny': did you mean tiny" in fails(capsys, "score", "tiiny", "-")
+        assert "no model 'tiiny': did you mean tiny" in fails(capsys, "test", "tiiny")
+
+    def test_no_file_and_no_text(self, model, capsys):
+        assert "nothing.txt cannot be read: No such file" in fails(capsys, "score", "tiny", "nothing.txt")
+        Path("latin").write_bytes(b"caf\xe9")
+        assert "latin is not UTF-8: byte 0xe9 at offset 3" in fails(capsys, "score", "tiny", "latin")
+
+    def test_testing_without_weights(self, model, capsys, data_tree):
+        data = ["--data=datamodules.PennTreebank", f"--data.init_args.root={data_tree}"]
+        assert "test needs trained weights" in fails(capsys, "test", "--config", "tiny", *data)
+
+    def test_a_checkpoint_that_is_not_there(self, model, capsys, data_tree):
+        data = ["--data=datamodules.PennTreebank", f"--data.init_args.root={data_tree}"]
+        assert "no run of tiny under logs/tiny has a checkpoint" in fails(
+            capsys, "fit", "tiny", *data, "--ckpt_path", "last"
+        )
+
+    def test_no_data(self, model, capsys, tmp_path):
+        data = ["--data=datamodules.PennTreebank", "--data.init_args.root=/nowhere"]
+        error = fails(capsys, "test", "tiny", *data)
+        assert "looked for /nowhere/ptb-text-only/ptb_text_only" in error
+        assert "ZOO_DATASETS" in error
+
+    @pytest.mark.parametrize(
+        ("option", "named"),
+        [
+            ("--model.init_args.hiden_size=3", "hiden_size"),
+            ("--model=torch.nn.Linear", "torch.nn.Linear"),
+            ("--trainer.max_epoch=3", "max_epoch"),
+        ],
+    )
+    def test_misspelt_options(self, model, option, named, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "zaremba-small-ptb", option])
+        assert stop.value.code == 2
+        assert named in capsys.readouterr().err
+
+    def test_a_checkpoint_with_code_in_it_is_not_executed(self, model, data_tree, tmp_path):
+        class Hostile:
+            def __reduce__(self):
+                return Path.touch, (tmp_path / "owned",)
+
+        torch.save({"state_dict": Hostile()}, "hostile.ckpt")
+        data = ["--data=datamodules.PennTreebank", f"--data.init_args.root={data_tree}"]
+        done = run("fit", "tiny", *data, "--ckpt_path", "hostile.ckpt", cwd=tmp_path)
+        assert done.returncode != 0
+        assert "Weights only load failed" in done.stderr
+        assert not (tmp_path / "owned").exists()
+
+
+def test_predict_writes_the_surprisal_of_every_token(data_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
+    from datamodules import PennTreebank
+
+    size = PennTreebank().tokenizer.vocab_size
+    small = [f"--model.init_args.vocab_size={size}", "--model.init_args.hidden_size=8"]
+    main(["fit", "zaremba-small-ptb", *small, "--data.init_args.bptt=10", "--trainer.max_steps=2"])
+    capsys.readouterr()
+    main(["predict", "logs/zaremba-small-ptb/version_0/zaremba-small-ptb"])
+    file = Path(capsys.readouterr().out.split()[-1])
+    rows = file.read_text().splitlines()
+    assert rows[0] == "token\tbits"
+    words = (data_tree / "ptb-text-only").exists() and PennTreebank().ids("test")
+    assert len(rows) == len(words)  # a header more, a prediction less
+
+
+def test_own_text_with_a_pretrained_model(model, capsys, tmp_path):
+    (tmp_path / "mine.txt").write_text("a b c\n" * 100)
+    main(["test", "tiny", "--data=datamodules.Corpus", f"--data.init_args.path={tmp_path / 'mine.txt'}"])
+    assert "over 19 predictions of the test text" in capsys.readouterr().out
+
+
+def test_logs_go_to_logs_alone(model, data_tree, tmp_path):
+    size = 5
+    (tmp_path / "mine.txt").write_text("a b c\n" * 300)
+    main(
+        [
+            "fit", "tiny", "--data=datamodules.Corpus", f"--data.init_args.path={tmp_path / 'mine.txt'}",
+            "--trainer.logger=false", "--trainer.max_steps=1", f"--model.init_args.vocab_size={size}",
+        ]
+    )  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "logs", "mine.txt", "tiny"]
+    assert json.dumps(yaml.safe_load((tmp_path / "logs" / "tiny" / "config.yaml").read_text()))

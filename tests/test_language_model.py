@@ -1,0 +1,198 @@
+"""The language-modelling task, on the smallest model of the zoo."""
+
+import math
+
+import pytest
+import torch
+from lightning import Trainer
+
+from datamodules import PennTreebank
+from zoo.errors import UserError
+from zoo.metrics import token_nll
+from zoo.models import Zaremba
+from zoo.tokenizer import EOS, UNK, Tokenizer
+
+
+@pytest.fixture
+def data(data_tree):
+    return PennTreebank(root=str(data_tree), batch_size=4, bptt=20)
+
+
+@pytest.fixture
+def model(data):
+    torch.manual_seed(0)
+    model = Zaremba(data.tokenizer.vocab_size, hidden_size=8)
+    model.tokenizer = data.tokenizer
+    return model.eval()
+
+
+def trainer(tmp_path, **options):
+    return Trainer(
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        **options,
+    )
+
+
+class Watched(Zaremba):
+    """Notes the state that each window starts from."""
+
+    def forward(self, tokens, state=None):
+        if self.training:
+            self.seen.append((None if state is None else state[0], self.ends[-1] if self.ends else None))
+        logits, state = super().forward(tokens, state)
+        if self.training:
+            self.ends.append(state[0])
+        return logits, state
+
+
+def test_the_state_is_carried_detached_and_starts_each_epoch_at_zero(data, tmp_path):
+    model = Watched(data.tokenizer.vocab_size, hidden_size=8)
+    model.seen, model.ends = [], []
+    # A validation in the middle of the epoch must not touch the state of the training.
+    trainer(tmp_path, max_epochs=2, limit_train_batches=6, val_check_interval=3, num_sanity_val_steps=0).fit(
+        model, data
+    )
+    assert len(model.seen) == 12
+    for index, (start, previous_end) in enumerate(model.seen):
+        if index % 6 == 0:
+            assert start is None
+        else:
+            assert torch.equal(start, previous_end)
+            assert not start.requires_grad
+
+
+def test_evaluation_equals_one_pass_over_the_whole_text(data, model, tmp_path):
+    run = trainer(tmp_path)
+    run.test(model, datamodule=data, verbose=False)
+    ids = torch.from_numpy(data.ids("test").astype("int64")).unsqueeze(1)
+    with torch.no_grad():
+        logits, _ = model(ids[:-1])
+    expected = token_nll(logits, ids[1:]).double().mean().exp().item()
+    value, predictions = model.measured["test"]
+    assert predictions == len(ids) - 1
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert run.callback_metrics["test/perplexity"].item() == value
+
+
+def test_characters_are_measured_in_bits(data_tree, tmp_path):
+    data = PennTreebank(level="character", root=str(data_tree))
+    model = Zaremba(data.tokenizer.vocab_size, hidden_size=8, init_range=1e-9)
+    run = trainer(tmp_path)
+    run.test(model, datamodule=data, verbose=False)
+    assert model.measured["test"][0] == pytest.approx(math.log2(data.tokenizer.vocab_size), rel=1e-6)
+    assert model.metric_unit == "bits per character"
+    assert set(run.callback_metrics) == {"test/bits_per_character"}
+
+
+def test_the_epochs_training_perplexity_is_that_of_all_its_tokens(data, tmp_path):
+    model = Zaremba(data.tokenizer.vocab_size, hidden_size=8, learning_rate=0.0)
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(model, datamodule=data)
+    total = [token_nll(model(x, None)[0], y) for x, y in data.train_dataloader()]
+    count = sum(nll.numel() for nll in total)
+    assert model.measured["train"][1] == count
+    # The state is carried in training and starts anew here, which an untrained network of small weights hardly notices.
+    expected = math.exp(sum(nll.double().sum().item() for nll in total) / count)
+    assert model.measured["train"][0] == pytest.approx(expected, rel=1e-2)
+    assert run.callback_metrics["train/perplexity"].item() == model.measured["train"][0]
+
+
+def test_predict_gives_every_targets_surprisal(data, model, tmp_path):
+    windows = trainer(tmp_path).predict(model, datamodule=data)
+    nll = torch.cat(windows)
+    assert nll.shape == (len(data.ids("test")) - 1, 1)
+    trainer(tmp_path).test(model, datamodule=data, verbose=False)
+    assert nll.double().mean().exp().item() == pytest.approx(model.measured["test"][0])
+
+
+def test_a_vocabulary_of_another_size_is_refused(data, tmp_path):
+    model = Zaremba(12, hidden_size=8)
+    size = data.tokenizer.vocab_size
+    with pytest.raises(
+        UserError, match=rf"vocabulary has {size} types and the model was built for 12: set model.*{size}"
+    ):
+        trainer(tmp_path, max_epochs=1).fit(model, datamodule=data)
+
+
+class TestScore:
+    def test_every_token_and_the_lines_end_are_scored_from_a_zero_state(self, model):
+        result = model.score("the bank rose")
+        assert result.tokens == ["the", "bank", "rose", EOS]
+        ids = torch.tensor(model.tokenizer.encode("\nthe bank rose\n").astype("int64")).unsqueeze(1)
+        with torch.no_grad():
+            expected = token_nll(model(ids[:-1])[0], ids[1:]).squeeze(1)
+        torch.testing.assert_close(torch.tensor(result.nats), expected)
+        assert result.total == pytest.approx(expected.sum().item())
+        assert result.perplexity == pytest.approx(expected.mean().exp().item())
+        assert result.bits[0] == pytest.approx(result.nats[0] / math.log(2))
+
+    def test_a_text_longer_than_a_window_is_scored_as_one(self, model, monkeypatch):
+        text = "the bank rose\n" * 30
+        whole = model.score(text)
+        monkeypatch.setattr("zoo.score._WINDOW", 7)
+        assert model.score(text).nats == pytest.approx(whole.nats, rel=1e-5)
+
+    def test_unknown_words_are_counted(self, model):
+        result = model.score("the zebra rose\n")
+        assert result.tokens == ["the", UNK, "rose", EOS]
+        assert result.unk_rate == 0.25
+        assert "25.0% <unk>" in str(result)
+
+    def test_leaves_the_model_in_its_mode(self, model):
+        model.train()
+        model.score("the bank rose")
+        assert model.training
+
+    def test_an_empty_text_is_refused(self, model):
+        model.tokenizer = Tokenizer.characters(["a", "\n"])
+        with pytest.raises(UserError, match="empty"):
+            model.score("")
+
+    def test_a_model_without_a_vocabulary_says_so(self, model):
+        model.tokenizer = None
+        with pytest.raises(UserError, match="no tokenizer"):
+            model.score("the bank rose")
+
+
+class TestGenerate:
+    def test_the_same_seed_gives_the_same_text(self, model):
+        texts = [model.generate("the bank", tokens=30, seed=seed) for seed in (1, 1, 2)]
+        assert texts[0] == texts[1] != texts[2]
+        assert texts[0].startswith("the bank ")
+
+    def test_unk_is_never_sampled(self, model):
+        with torch.no_grad():
+            model.softmax.bias[model.tokenizer.unk_id] = 20
+        assert UNK not in model.generate(tokens=100, seed=1)
+
+    def test_temperature_zero_and_top_1_take_the_likeliest(self, model):
+        greedy = model.generate("the", tokens=20, temperature=0)
+        assert greedy == model.generate("the", tokens=20, top_k=1, seed=3)
+        assert greedy == model.generate("the", tokens=20, temperature=0, seed=4)
+
+    def test_draws_follow_the_model(self):
+        model = Zaremba(4, hidden_size=8, init_range=1e-9)
+        model.tokenizer = Tokenizer.characters(["a", "b", "c", "d"])
+        with torch.no_grad():
+            model.softmax.bias.copy_(torch.tensor([0.4, 0.3, 0.2, 0.1]).log())
+        text = model.generate(tokens=4000, seed=1)
+        assert [text.count(c) / 4000 for c in "abcd"] == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.03)
+        assert set(model.generate(tokens=200, top_k=2, seed=1)) == {"a", "b"}
+        cold = model.generate(tokens=4000, temperature=0.5, seed=1)
+        assert cold.count("a") / 4000 == pytest.approx(0.16 / 0.30, abs=0.03)
+
+    def test_the_global_generator_is_left_alone_by_a_seed(self, model):
+        before = torch.get_rng_state()
+        model.generate(tokens=5, seed=1)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("options", [{"tokens": -1}, {"temperature": -0.1}, {"top_k": 0}])
+    def test_options_out_of_range_are_named(self, model, options):
+        (name,) = options
+        with pytest.raises(UserError, match=f"{name} is"):
+            model.generate(**options)

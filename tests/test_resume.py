@@ -1,0 +1,120 @@
+"""A run that was interrupted anywhere goes on bit for bit."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning import Callback, Trainer, seed_everything
+
+from datamodules import PennTreebank
+from tests.conftest import ROOT
+from zoo.callbacks import LastCheckpoint, LearningCurve
+from zoo.models import Zaremba
+
+UPDATES_AN_EPOCH = 7
+
+
+class Losses(Callback):
+    """Every update's loss, and an end without warning after `stop` of them."""
+
+    def __init__(self, stop=None):
+        self.losses, self.stop = [], stop
+
+    def on_train_batch_end(self, trainer, *_):
+        self.losses.append((trainer.global_step, trainer.callback_metrics["train/loss"].item()))
+        if trainer.global_step == self.stop:
+            raise InterruptedError
+
+
+def fit(folder, data_tree, *, stop=None, resume=False, epochs=3):
+    seed_everything(3, verbose=False)
+    data = PennTreebank(root=str(data_tree), batch_size=8, bptt=20)
+    model = Zaremba(data.tokenizer.vocab_size, hidden_size=8, dropout=0.5, constant_epochs=0)
+    losses, curve = Losses(stop), LearningCurve()
+    trainer = Trainer(
+        max_epochs=epochs,
+        limit_train_batches=UPDATES_AN_EPOCH,
+        limit_val_batches=2,
+        default_root_dir=folder,
+        callbacks=[losses, curve, LastCheckpoint(every_n_train_steps=1)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    checkpoint = folder / "checkpoints" / "last.ckpt" if resume else None
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if resume else None)
+    except InterruptedError:
+        return losses.losses, None, None
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in curve.rows]
+    return losses.losses, rows, model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data_tree):
+    return fit(tmp_path_factory.mktemp("whole"), data_tree)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 7, 8, 13, 14, 15, 20])
+def test_interrupted_once(stop, uninterrupted, data_tree, tmp_path):
+    # The checkpoint at hand is that of the update before, for the interruption strikes before it is written.
+    fit(tmp_path, data_tree, stop=stop + 1)
+    losses, rows, weights = fit(tmp_path, data_tree, resume=True)
+    # An epoch's last update is saved with its validation, so an interruption between the two repeats the update.
+    assert losses == uninterrupted[0][-len(losses) :]
+    assert losses[0][0] in (stop, stop + 1)
+    assert rows == uninterrupted[1]
+    assert all(torch.equal(weights[name], value) for name, value in uninterrupted[2].items())
+
+
+def test_interrupted_twice(uninterrupted, data_tree, tmp_path):
+    fit(tmp_path, data_tree, stop=5)
+    fit(tmp_path, data_tree, stop=11, resume=True)
+    losses, rows, _ = fit(tmp_path, data_tree, resume=True)
+    assert losses == uninterrupted[0][-len(losses) :]
+    assert losses[0][0] == 11
+    assert rows == uninterrupted[1]
+
+
+def test_a_finished_run_goes_on_when_given_more_epochs(uninterrupted, data_tree, tmp_path):
+    fit(tmp_path, data_tree, epochs=2)
+    losses, rows, _ = fit(tmp_path, data_tree, resume=True)
+    assert losses == uninterrupted[0][2 * UPDATES_AN_EPOCH :]
+    assert rows == uninterrupted[1]
+
+
+def run_command(folder, data_tree, vocab_size, *options, expect=0):
+    command = [sys.executable, str(ROOT / "cli.py"), "fit", "zaremba-medium-ptb", *options]
+    command += [f"--data.init_args.root={data_tree}", "--data.init_args.batch_size=8", "--data.init_args.bptt=20"]
+    command += [f"--model.init_args.vocab_size={vocab_size}", "--model.init_args.hidden_size=8"]
+    command += ["--trainer.max_steps=60", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
+    command += ["--checkpoint.every_n_train_steps=5", "--trainer.accelerator=cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stderr
+    return done.stdout
+
+
+def logged(folder, version):
+    with (folder / f"logs/zaremba-medium-ptb/version_{version}/metrics.csv").open() as file:
+        return {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
+
+
+def test_a_run_of_60_updates_killed_after_23_logs_the_same_losses(data_tree, tmp_path):
+    vocab_size = PennTreebank(root=str(data_tree)).tokenizer.vocab_size
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    run_command(whole, data_tree, vocab_size)
+    kill = ("--trainer.callbacks+=tests.killing.KillAfter", "--trainer.callbacks.updates=23")
+    run_command(broken, data_tree, vocab_size, *kill, expect=-signal.SIGKILL)
+    output = run_command(broken, data_tree, vocab_size, "--ckpt_path=last")
+    assert "going on from logs/zaremba-medium-ptb/version_0/checkpoints/last.ckpt" in output
+    expected, resumed = logged(whole, 0), logged(broken, 1)
+    assert sorted(expected) == list(range(60))
+    assert sorted(resumed) == list(range(20, 60))
+    assert resumed == {step: expected[step] for step in resumed}

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from lightning import Trainer
+
+from datamodules import PennTreebank
+from zoo.models import Zaremba
+
+
+def test_every_parameter_starts_uniform_in_the_range():
+    torch.manual_seed(0)
+    for name, parameter in Zaremba(100, hidden_size=50, init_range=0.04).named_parameters():
+        assert 0.035 < parameter.abs().max() <= 0.04, name
+        assert parameter.std().item() == pytest.approx(0.04 / 3**0.5, rel=0.15), name
+
+
+def test_the_softmax_is_not_tied_and_has_a_bias():
+    model = Zaremba(100, hidden_size=50)
+    assert model.softmax.weight is not model.embedding.weight
+    assert model.softmax.bias.shape == (100,)
+
+
+def test_the_loss_sums_over_steps_and_averages_over_the_batch():
+    nll = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]])
+    assert Zaremba(10, hidden_size=4).objective(nll) == pytest.approx(12.0)
+
+
+def test_dropout_has_three_sites():
+    torch.manual_seed(0)
+    model = Zaremba(10, hidden_size=6, dropout=0.5)
+    sites = [model.input_dropout, model.lstm.dropout, model.output_dropout]
+    assert [site.p for site in sites] == [0.5] * 3
+    tokens = torch.randint(10, (4, 3))
+    for active in sites:
+        model.eval()
+        active.train()
+        assert not torch.allclose(model(tokens)[0], model(tokens)[0])
+    model.eval()
+    torch.testing.assert_close(model(tokens), model(tokens), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("constant", "decay", "rates"),
+    [(4, 2.0, [1, 1, 1, 1, 1, 0.5, 0.25, 0.125]), (1, 1.25, [1, 1, 0.8, 0.64, 0.512])],
+)
+def test_the_rate_falls_first_in_the_second_epoch_after_the_constant_ones(data_tree, tmp_path, constant, decay, rates):
+    data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20)
+    model = Zaremba(data.tokenizer.vocab_size, hidden_size=4, constant_epochs=constant, decay=decay)
+    seen = []
+    model.on_train_epoch_start = lambda: seen.append(model.optimizers().param_groups[0]["lr"])
+    Trainer(
+        max_epochs=len(rates),
+        limit_train_batches=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    ).fit(model, datamodule=data)
+    assert seen == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(("trainer_clip", "norm"), [(None, 0.25), (0.125, 0.125)])
+def test_the_gradient_is_clipped_by_the_models_norm_unless_the_trainer_says_otherwise(
+    data_tree, tmp_path, trainer_clip, norm
+):
+    data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20)
+    model = Zaremba(data.tokenizer.vocab_size, hidden_size=4, max_norm=0.25)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    Trainer(
+        max_steps=1,
+        limit_val_batches=0,
+        gradient_clip_val=trainer_clip,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    ).fit(model, datamodule=data)
+    step = torch.cat([(new - old).flatten() for new, old in zip(model.parameters(), before, strict=True)])
+    assert step.norm().item() == pytest.approx(norm, rel=1e-3)  # the learning rate is 1
