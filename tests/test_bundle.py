@@ -16,6 +16,7 @@ from zoo.models import Zaremba
 from zoo.tokenizer import EOS, UNK, Tokenizer
 
 RECIPE = """\
+seed_everything: 1
 model:
   class_path: zoo.models.Zaremba
   init_args: {vocab_size: 5, hidden_size: 6}

@@ -18,6 +18,7 @@ PARAMETERS = {
     "zaremba-medium-ptb": 19_780_400,
     "zaremba-large-ptb": 66_034_000,
 }
+EVERY_STEP = "--trainer.log_every_n_steps=1"
 SMALL = {"hidden_size": 8, "batch_size": 4, "bptt": 10}
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda folder: folder.name)
@@ -47,7 +48,7 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
         for name, size in sizes.items()
         if name in sections[section]["init_args"]
     ]
-    main(["fit", recipe.name, *options, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3"])
+    main(["fit", recipe.name, *options, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", EVERY_STEP])
     run = Path("logs") / recipe.name / "version_0"
     finished = run / recipe.name
     assert f"the model lies in {finished}" in capsys.readouterr().out
@@ -74,7 +75,7 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
     )
     # The recipe that a changed run leaves behind builds and trains the changed model.
     assert zoo.build(str(finished)).vocab_size == sizes["vocab_size"]
-    main(["fit", "--config", str(finished), "--trainer.max_steps=1", "--trainer.limit_val_batches=1"])
+    main(["fit", "--config", str(finished), "--trainer.max_steps=1", "--trainer.limit_val_batches=1", EVERY_STEP])
 
 
 @pytest.mark.slow

@@ -132,7 +132,9 @@ def draw(rows: list[Row], file: Path) -> None:
         axes.plot(epochs, values, style, marker=".", label=f"{split} {metric.replace('_', ' ')}")
         if split == "validation":
             best = min(range(len(values)), key=values.__getitem__)
-            axes.annotate(f"{values[best]:.4g}", (epochs[best], values[best]), (0, 8), textcoords="offset points", ha="right")
+            axes.annotate(
+                f"{values[best]:.4g}", (epochs[best], values[best]), (0, 8), textcoords="offset points", ha="right"
+            )
     axes.set_xlabel("epoch")
     axes.set_ylabel(" and ".join(sorted({name.split("/")[1].replace("_", " ") for name in names})))
     if max(max(row[name] for row in rows) / min(row[name] for row in rows) for name in names) > 4:

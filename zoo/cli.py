@@ -40,6 +40,7 @@ def score(name: str, file: str, format: Literal["summary", "table"] = "summary")
         file: A UTF-8 text file, or - for standard input.
         format: A line, or a table of every token with its surprisal in bits before it.
     """
+    hub.folder(name)  # before a long text is read in vain
     text = _read(file)
     result = _language_model(name).score(text)
     if format == "table":
@@ -72,7 +73,7 @@ def generate(
     print(model.generate(prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed))
 
 
-def publish(name: str, repo_id: str, private: bool = False) -> None:
+def publish(name: str, *, repo_id: str, private: bool = False) -> None:
     """Uploads a model's folder to the Hugging Face Hub.
 
     Args:
@@ -142,7 +143,7 @@ def _read(file: str) -> str:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode()
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}") from error
 

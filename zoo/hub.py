@@ -63,13 +63,14 @@ def folder(name: str, revision: str | None = None) -> Path:
 
 def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, by its version
 
     from zoo.bundle import PATTERNS
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=PATTERNS))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (httpx.HTTPError, HFValidationError, OSError) as error:
         raise UserError(f"{repository} at {revision or 'main'} could not be had from the Hub: {error}") from error
 
 
@@ -94,7 +95,8 @@ def build(name: str, revision: str | None = None) -> "Task":
 def publish(name: str, repository: str, *, private: bool = False) -> str:
     """Uploads the folder of `name` to a Hub repository (created where there is none) and returns the commit."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, by its version
 
     from zoo import bundle
 
@@ -112,6 +114,6 @@ def publish(name: str, repository: str, *, private: bool = False) -> str:
         )
     except LocalTokenNotFoundError as error:
         raise UserError("publishing needs a Hub token: 'hf auth login', or HF_TOKEN; nothing was uploaded") from error
-    except (HfHubHTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError) as error:
         raise UserError(f"{repository} could not be written: {error}") from error
     return commit.oid

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,20 +25,23 @@ from zoo.tokenizer import Tokenizer
 
 LOGS = Path("logs")
 
-# What of the trainer's settings changes neither the model nor its numbers.
-_INCIDENTAL = {"logger", "callbacks", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler"}
+# The options that change neither the model nor its numbers.
+_INCIDENTAL = re.compile(
+    r"--(config|ckpt_path|checkpoint\..*|trainer\."
+    r"(logger.*|callbacks.*|enable_progress_bar|enable_model_summary|log_every_n_steps|profiler.*))"
+)
 
 
 def run(command: str, arguments: list[str]) -> None:
     """Runs one command of the trainer, names expanded to the files they stand for."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
     # Lightning starts further processes with sys.argv, which must therefore hold the expanded arguments.
     sys.argv[1:] = [command, *expand(command, arguments)]
     ZooCLI(command)
 
 
-def _no_tips(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+def _worth_reading(record: logging.LogRecord) -> bool:
+    return not re.search("Tip:|already configured with model summary", record.getMessage())
 
 
 def expand(command: str, arguments: list[str]) -> list[str]:
@@ -208,20 +212,20 @@ class ZooCLI(LightningCLI):
         }
 
     def _recipe_text(self) -> tuple[str, bool]:
-        """The recipe as it was given, comments and all; where an option changed what it says, its settings, and True."""
+        """The recipe as it was given, comments and all; where options changed what it says, its settings, and True."""
         config = self.config[self._command]
-        if len(config.config or []) == 1:
-            file = Path(str(config.config[0]))
-            recipe = self.parser.parse_args([self._command, "--config", str(file)])[self._command]
-            if self._essence(recipe) == self._essence(config):
-                return file.read_text(encoding="utf-8"), False
+        options = [argument.split("=")[0].rstrip("+") for argument in sys.argv[2:] if argument.startswith("-")]
+        if options.count("--config") == 1 and all(map(_INCIDENTAL.fullmatch, options)):
+            return Path(str(config.config[0])).read_text(encoding="utf-8"), False
         return yaml.safe_dump(self._essence(config), sort_keys=False), True
 
     def _essence(self, config: Any) -> dict[str, Any]:
         parser = self._parser(self._command)
         dump = yaml.safe_load(parser.dump(config, skip_none=False))
         defaults = parser.get_defaults()["trainer"].as_dict()
-        trainer = {k: v for k, v in dump["trainer"].items() if k not in _INCIDENTAL and v != defaults[k]}
+        trainer = {
+            k: v for k, v in dump["trainer"].items() if not _INCIDENTAL.fullmatch(f"--trainer.{k}") and v != defaults[k]
+        }
         return {
             "seed_everything": dump["seed_everything"],
             "trainer": trainer,

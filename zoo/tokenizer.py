@@ -166,13 +166,13 @@ class Tokenizer:
         ids = self._characters[codes]
         if (ids < 0).any():
             for code in np.unique(codes[ids < 0]):
-                encoded = self.library.encode(chr(code)).ids
-                if not encoded:
+                try:
+                    (self._characters[code],) = self.library.encode(chr(code)).ids
+                except Exception as error:  # the library raises bare Exceptions
                     raise UserError(
                         f"character {chr(code)!r} at offset {text.index(chr(code))} is not among the "
                         f"{self.vocab_size} of the vocabulary, which has no {UNK}"
-                    )
-                self._characters[code] = encoded[0]
+                    ) from error
             ids = self._characters[codes]
         return ids.astype(self.dtype)
 
