@@ -12,7 +12,7 @@ import report
 
 from datamodules import TINY_SHAKESPEARE, Corpus
 
-MEGABYTES = 200
+MEGABYTES = 1000
 MODES = {
     "words": {"level": "word"},
     "words, Penn Treebank rules": {"level": "word", "normaliser": "penn_treebank"},

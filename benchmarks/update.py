@@ -1,7 +1,9 @@
 """A training update of a recipe under Lightning beside the same update in a bare loop over torch.nn.LSTM."""
 
+import logging
 import statistics
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,8 @@ def bare(stream: Stream, hidden_size: int, dropout: float) -> float:
 
 def main() -> None:
     """Interleaved rounds of both."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     rows = []
     for name, (hidden_size, bptt, dropout, updates) in SIZES.items():
         ids = np.random.default_rng(0).integers(VOCABULARY, size=20 * (bptt * updates + 1), dtype=np.uint16)

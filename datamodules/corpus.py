@@ -102,8 +102,8 @@ class _Lines:
     def __init__(self, files: list[Path], whole_files: bool) -> None:
         for file in files:
             _check(file)
-        groups = [[file] for file in files] if whole_files else [files]
-        data_files = {f"part{i}": [str(file) for file in group] for i, group in enumerate(groups)}
+        paths = [str(file) for file in files]
+        data_files = {f"file{i}": [path] for i, path in enumerate(paths)} if whole_files else {"text": paths}
         self._parts: list[datasets.Dataset] = list(
             datasets.load_dataset("text", data_files=data_files, encoding="utf-8-sig").values()
         )

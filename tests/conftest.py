@@ -4,6 +4,7 @@ import os
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 _HOME = tempfile.mkdtemp(prefix="zoo-tests-")
 os.environ |= {
@@ -18,6 +19,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from lightning import Trainer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +31,17 @@ def sentences(count: int, seed: int) -> list[str]:
     draw = random.Random(seed)
     nouns, verbs = ["bank", "index", "mr.", "fund", "u.s.", "stock"], ["rose", "fell", "did n't move", "gained"]
     return [f"the {draw.choice(nouns)} {draw.choice(verbs)} N points <unk>" for _ in range(count)]
+
+
+def quiet_trainer(**options: Any) -> Trainer:
+    """A trainer on the CPU that writes nothing."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", **quiet | options)
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback, seed_everything
 
 from datamodules import PennTreebank
-from tests.conftest import ROOT
+from tests.conftest import ROOT, quiet_trainer
 from zoo.callbacks import LastCheckpoint, LearningCurve
 from zoo.models import Zaremba
 
@@ -35,16 +35,13 @@ def fit(folder, data_tree, *, stop=None, resume=False, epochs=3):
     data = PennTreebank(root=str(data_tree), batch_size=8, bptt=20)
     model = Zaremba(data.tokenizer.vocab_size, hidden_size=8, dropout=0.5, constant_epochs=0)
     losses, curve = Losses(stop), LearningCurve()
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_epochs=epochs,
         limit_train_batches=UPDATES_AN_EPOCH,
         limit_val_batches=2,
         default_root_dir=folder,
         callbacks=[losses, curve, LastCheckpoint(every_n_train_steps=1)],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
+        enable_checkpointing=True,
     )
     checkpoint = folder / "checkpoints" / "last.ckpt" if resume else None
     try:

@@ -1,8 +1,10 @@
 import pytest
 import torch
-from lightning import Trainer
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from datamodules import PennTreebank
+from tests.conftest import quiet_trainer
 from zoo.models import Zaremba
 
 
@@ -42,40 +44,54 @@ def test_dropout_has_three_sites():
     ("constant", "decay", "rates"),
     [(4, 2.0, [1, 1, 1, 1, 1, 0.5, 0.25, 0.125]), (1, 1.25, [1, 1, 0.8, 0.64, 0.512])],
 )
-def test_the_rate_falls_first_in_the_second_epoch_after_the_constant_ones(data_tree, tmp_path, constant, decay, rates):
+def test_the_rate_falls_first_in_the_second_epoch_after_the_constant_ones(data_tree, constant, decay, rates):
     data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20)
     model = Zaremba(data.tokenizer.vocab_size, hidden_size=4, constant_epochs=constant, decay=decay)
     seen = []
     model.on_train_epoch_start = lambda: seen.append(model.optimizers().param_groups[0]["lr"])
-    Trainer(
-        max_epochs=len(rates),
-        limit_train_batches=2,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    ).fit(model, datamodule=data)
+    quiet_trainer(max_epochs=len(rates), limit_train_batches=2, limit_val_batches=0).fit(model, datamodule=data)
     assert seen == pytest.approx(rates)
 
 
 @pytest.mark.parametrize(("trainer_clip", "norm"), [(None, 0.25), (0.125, 0.125)])
-def test_the_gradient_is_clipped_by_the_models_norm_unless_the_trainer_says_otherwise(
-    data_tree, tmp_path, trainer_clip, norm
-):
+def test_the_gradient_is_clipped_by_the_models_norm_unless_the_trainer_says_otherwise(data_tree, trainer_clip, norm):
     data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20)
     model = Zaremba(data.tokenizer.vocab_size, hidden_size=4, max_norm=0.25)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    Trainer(
-        max_steps=1,
-        limit_val_batches=0,
-        gradient_clip_val=trainer_clip,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    ).fit(model, datamodule=data)
+    quiet_trainer(max_steps=1, limit_val_batches=0, gradient_clip_val=trainer_clip).fit(model, datamodule=data)
     step = torch.cat([(new - old).flatten() for new, old in zip(model.parameters(), before, strict=True)])
     assert step.norm().item() == pytest.approx(norm, rel=1e-3)  # the learning rate is 1
+
+
+def test_trains_as_a_plain_loop_of_torchs_parts_does(data_tree):
+    """The paper's training written once more, with nothing of the zoo in it but the windows."""
+    data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20, drop_last=True)
+    torch.manual_seed(0)
+    model = Zaremba(data.tokenizer.vocab_size, hidden_size=16, dropout=0.5, max_norm=0.5, constant_epochs=0)
+    embedding, lstm = nn.Embedding(model.vocab_size, 16), nn.LSTM(16, 16, 2, dropout=0.5)
+    dropout, softmax = nn.Dropout(0.5), nn.Linear(16, model.vocab_size)
+    for theirs, ours in ((embedding, model.embedding), (lstm, model.lstm), (softmax, model.softmax)):
+        theirs.load_state_dict(ours.state_dict())
+    parameters = [*embedding.parameters(), *lstm.parameters(), *softmax.parameters()]
+
+    windows, expected = list(data.train_dataloader()), []
+    torch.manual_seed(1)
+    for rate in (1.0, 0.5):
+        state = None
+        for inputs, targets in windows:
+            outputs, state = lstm(dropout(embedding(inputs)), state)
+            state = tuple(part.detach() for part in state)
+            loss = cross_entropy(softmax(dropout(outputs)).flatten(0, 1), targets.flatten())
+            gradients = torch.autograd.grad(20 * loss, parameters)
+            norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter -= rate * gradient * (0.5 / norm).clamp(max=1)
+            expected.append(loss.item())
+
+    losses: list[float] = []
+    model.on_train_batch_end = lambda *_: losses.append(model.trainer.callback_metrics["train/loss"].item())
+    torch.manual_seed(1)
+    quiet_trainer(max_epochs=2, limit_val_batches=0).fit(model, datamodule=data)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses[-1] < losses[0] - 0.2

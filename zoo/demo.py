@@ -8,6 +8,7 @@ from rich.console import Console
 
 from datamodules import TINY_SHAKESPEARE, Corpus
 from zoo import cli, hub
+from zoo.lightning_cli import hush
 from zoo.models import Zaremba
 from zoo.score import Score
 from zoo.tasks import LanguageModel
@@ -25,7 +26,8 @@ BITS_OF_A_FULL_BAR = 20
 
 def run(seconds: float = 30.0) -> None:
     """Lists, loads, scores, generates, evaluates, and trains for `seconds`."""
-    console = Console(highlight=False)
+    hush()
+    console = Console(highlight=False, soft_wrap=True)
     console.rule("the models at hand: recurrent-zoo list")
     cli.list_models()
 
@@ -45,9 +47,7 @@ def run(seconds: float = 30.0) -> None:
     text = TINY_SHAKESPEARE.read_text(encoding="utf-8")
     result = model.score(text)
     console.print(f"{result}")
-    console.print(
-        f"{result.unk_rate:.0%} of its words are {UNK} to a newspaper of 1989; these count as hits when guessed."
-    )
+    console.print(f"{UNK} stands for every word outside the newspaper's 10,000, and is one more word to guess.")
 
     console.rule(f"a character model of Tiny Shakespeare, trained here for {seconds:.0f} seconds")
     _train(console, seconds)

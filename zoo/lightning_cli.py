@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,20 @@ _INCIDENTAL = re.compile(
 
 def run(command: str, arguments: list[str]) -> None:
     """Runs one command of the trainer, names expanded to the files they stand for."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
+    hush()
     # Lightning starts further processes with sys.argv, which must therefore hold the expanded arguments.
     sys.argv[1:] = [command, *expand(command, arguments)]
     ZooCLI(command)
 
 
+def hush() -> None:
+    """Keeps what Lightning says of itself, and nothing of the run, off the screen."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+
+
 def _worth_reading(record: logging.LogRecord) -> bool:
-    return not re.search("Tip:|already configured with model summary", record.getMessage())
+    return not re.search("Tip:|already configured with model summary|`weights_only` was not set", record.getMessage())
 
 
 def expand(command: str, arguments: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from zoo.errors import UserError
 from zoo.metrics import token_nll
-from zoo.tokenizer import UNK, Tokenizer
+from zoo.tokenizer import EOS, UNK, Tokenizer
 
 if TYPE_CHECKING:
     from zoo.tasks.language import LanguageModel
@@ -52,15 +52,16 @@ class Score:
 
     @property
     def unk_rate(self) -> float:
-        """The share of `<unk>` among the tokens."""
-        return self.tokens.count(UNK) / len(self.tokens)
+        """The share of `<unk>` among the words, line ends not counted."""
+        words = len(self.tokens) - self.tokens.count(EOS)
+        return self.tokens.count(UNK) / words if words else 0.0
 
     def __str__(self) -> str:
         if self.level == "character":
             return f"{self.bits_per_token:.3f} bits per character over {len(self.tokens):,} characters"
         return (
             f"perplexity per word {self.perplexity:.1f} over {len(self.tokens):,} tokens "
-            f"({self.total:.1f} nats, {self.unk_rate:.1%} {UNK})"
+            f"({self.total:,.1f} nats; {self.unk_rate:.1%} of the words are {UNK})"
         )
 
 
