@@ -73,11 +73,12 @@ def _bars(result: Score) -> str:
 def _train(console: Console, seconds: float) -> None:
     seed_everything(1, verbose=False)
     data = Corpus(str(TINY_SHAKESPEARE), level="character", batch_size=32, bptt=50)
-    model = Zaremba(data.tokenizer.vocab_size, hidden_size=160, num_layers=1)
+    model = Zaremba(data.tokenizer.vocab_size, hidden_size=160, num_layers=1, constant_epochs=0)
     model.tokenizer = data.tokenizer
     console.print("before:", repr(model.generate("ROMEO:", tokens=100, seed=1)))
     trainer = Trainer(
         max_time=timedelta(seconds=seconds),
+        max_epochs=100,
         callbacks=[RichProgressBar(refresh_rate=10)],
         logger=False,
         enable_checkpointing=False,
