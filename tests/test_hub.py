@@ -168,7 +168,7 @@ class TestNames:
     def test_an_unknown_name_lists_the_nearest(self):
         with pytest.raises(UserError, match="no model 'zarembasmall-ptb': did you mean zaremba-small-ptb"):
             zoo.load("zarembasmall-ptb")
-        with pytest.raises(UserError, match="known names: .*zaremba-small-ptb"):
+        with pytest.raises(UserError, match="known are .*zaremba-small-ptb"):
             zoo.load("qqq")
 
     def test_a_folder_that_is_no_model_says_so(self, tmp_path):

@@ -19,8 +19,12 @@ CHECKPOINTS_VARIABLE = "ZOO_CHECKPOINTS"
 def _homes() -> list[Path]:
     """The folders of models on this machine, the first that has a name winning."""
     chosen = os.environ.get(CHECKPOINTS_VARIABLE)
-    source = Path(__file__).resolve().parent.parent / "checkpoints"
-    return [*([Path(chosen).expanduser()] if chosen else []), Path("checkpoints"), source]
+    source = Path(__file__).resolve().parent.parent
+    homes = [Path(chosen).expanduser()] if chosen else []
+    homes.append(Path("checkpoints"))
+    if (source / "pyproject.toml").exists():
+        homes.append(source / "checkpoints")
+    return homes
 
 
 def folders() -> dict[str, Path]:
@@ -56,9 +60,9 @@ def folder(name: str, revision: str | None = None) -> Path:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _download(name, revision)
     close = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known names: {', '.join(names()) or 'none'}"
+    known = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names()) or 'none'}."
     places = ", ".join(map(str, _homes()))
-    raise UserError(f"no model {name!r}: {hint} Looked in {places}")
+    raise UserError(f"no model {name!r}: {known} Looked in {places}; ${CHECKPOINTS_VARIABLE} may name another folder")
 
 
 def _download(repository: str, revision: str | None) -> Path:
