@@ -203,3 +203,11 @@ def test_logs_go_to_logs_alone(model):
     )  # fmt: skip
     assert sorted(path.name for path in Path().iterdir()) == ["logs", "mine.txt"]
     assert sorted(path.name for path in Path("logs").iterdir()) == ["checkpoints", "config.yaml", "tiny"]
+
+
+def test_a_name_stands_for_a_checkpoint_too(model, capsys):
+    Path("mine.txt").write_text("a b c\n" * 100)
+    own_text = ["--data=datamodules.Corpus", "--data.init_args.path=mine.txt"]
+    main(["test", "--config", "tiny", "--ckpt_path", "tiny", *own_text])
+    assert "over 19 predictions of the test text" in capsys.readouterr().out
+    assert "--ckpt_path tiny: no such checkpoint" in fails(capsys, "fit", "tiny", "--ckpt_path", "tiny", *own_text)

@@ -29,7 +29,7 @@ LOGS = Path("logs")
 # The options that change neither the model nor its numbers.
 _INCIDENTAL = re.compile(
     r"--(config|ckpt_path|checkpoint\..*|trainer\."
-    r"(logger.*|callbacks.*|enable_progress_bar|enable_model_summary|log_every_n_steps|profiler.*))"
+    r"(logger.*|enable_progress_bar|enable_model_summary|log_every_n_steps|profiler.*))"
 )
 
 
@@ -108,8 +108,16 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self._command]
         self.name = _run_name(config)
-        if config.get("ckpt_path") == "last":
+        checkpoint = config.get("ckpt_path")
+        if checkpoint == "last":
             config.ckpt_path = str(_last_checkpoint(self.name))
+        elif checkpoint is not None and not Path(checkpoint).is_file():
+            if self._command == "fit":
+                raise UserError(
+                    f"--ckpt_path {checkpoint}: no such checkpoint to go on from; 'last' is the newest run's, and --weights "
+                    "NAME starts a new run from a model's weights"
+                )
+            config.weights, config.ckpt_path = checkpoint, None
         if self._command == "predict":
             config.return_predictions = False
         if config.get("weights_only") is None:
