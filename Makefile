@@ -25,8 +25,10 @@ cards: $(INSTALLED)
 	$(BIN)/python -m zoo.card
 
 # torch first and alone: beside other packages pip may take another build of it.
+$(INSTALLED): export PIP_CONSTRAINT = constraints.txt
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@

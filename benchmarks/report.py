@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from zoo.lightning_cli import hardware
+from zoo.provenance import hardware
 
 
 def write(script: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: str) -> None:
     """Prints the table and writes it beside the script, as `<script>.md`."""
     table = [header, ["---"] * len(header), *rows]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in table)
-    where = f"{datetime.date.today()}; {hardware()}; {torch.get_num_threads()} threads; torch {torch.__version__}."
+    threads = f"{torch.get_num_threads()} threads"
+    where = f"{datetime.date.today()}; {hardware(torch.device('cpu'))}; {threads}; torch {torch.__version__}."
     text = f"# {title}\n\n{lines}\n\n{notes}\n\nMeasured {where}\n"
     print(text)
     Path(script).with_suffix(".md").write_text(text, encoding="utf-8")

@@ -3,12 +3,14 @@
 import codecs
 import glob
 from collections.abc import Iterator
+from copy import copy
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 import datasets
+from datasets.exceptions import DatasetsError
 
 from datamodules import source
 from datamodules.text import Split, TextDataModule
@@ -61,6 +63,7 @@ class Corpus(TextDataModule):
         self.normaliser: Normaliser = normaliser
         self.min_count, self.max_vocabulary = min_count, max_vocabulary
         self.root = root
+        self.vocabulary_options = (min_count, max_vocabulary)
         self._paths: dict[Split, str | None] = {"train": path, "validation": validation, "test": test}
         self._whole_files = document == "file" and level == "word"
 
@@ -82,58 +85,59 @@ class Corpus(TextDataModule):
         """The lines of a split."""
         return self._parts[split].blocks()
 
-    def build_tokenizer(self) -> Tokenizer:
-        """The vocabulary of the training text, by falling frequency."""
+    def vocabulary(self) -> list[str]:
+        """What the options keep of the training text's words, or its characters."""
         if self.level == "character":
-            return Tokenizer.characters([*character_vocabulary(self.text("train")), UNK])
+            return [*character_vocabulary(self.text("train")), UNK]
         counts = count_words(self.text("train"), self.normaliser)
-        vocabulary = word_vocabulary(counts, min_count=self.min_count, max_size=self.max_vocabulary)
-        return Tokenizer.words(vocabulary, self.normaliser)
+        return word_vocabulary(counts, min_count=self.min_count, max_size=self.max_vocabulary)
 
-    @property
-    def tokenizer_settings(self) -> str:
-        rules = Tokenizer.words([UNK], self.normaliser) if self.level == "word" else Tokenizer.characters([UNK])
-        return f"{self.min_count} {self.max_vocabulary} {rules.fingerprint}"
+    def tokenizer_of(self, vocabulary: list[str]) -> Tokenizer:
+        """Words by the normaliser, or characters."""
+        if self.level == "character":
+            return Tokenizer.characters(vocabulary)
+        return Tokenizer.words(vocabulary, self.normaliser)
 
 
 class _Lines:
-    """Lines `start` to `stop` of some files read one after the other."""
+    """Lines `start` to `stop` of some files read one after the other; `<eos>` after each file rather than each line."""
 
     def __init__(self, files: list[Path], whole_files: bool) -> None:
-        for file in files:
-            _check(file)
-        paths = [str(file) for file in files]
-        data_files = {f"file{i}": [path] for i, path in enumerate(paths)} if whole_files else {"text": paths}
-        self._parts: list[datasets.Dataset] = list(
-            datasets.load_dataset("text", data_files=data_files, encoding="utf-8-sig").values()
-        )
-        self._whole_files = whole_files
-        self._start, self._stop = 0, sum(int(part.num_rows) for part in self._parts)
+        ends = list(accumulate(_check(file) for file in files))
+        # datasets takes a path for a pattern.
+        paths = [glob.escape(str(file)) for file in files]
+        try:
+            loaded = datasets.load_dataset("text", data_files=paths, split="train", encoding="utf-8-sig")
+        except (OSError, ValueError, DatasetsError) as error:
+            raise UserError(f"{', '.join(map(str, files))} could not be read: {error}") from error
+        self._rows: datasets.Dataset = loaded
+        self._ends = ends if whole_files else None
+        self._start, self._stop = 0, int(loaded.num_rows)
+        assert self._stop == ends[-1], f"{self._stop} lines were read where {ends[-1]} were counted"
 
     def __len__(self) -> int:
         return self._stop - self._start
 
     def cut(self, start: int, stop: int) -> "_Lines":
         """Lines `start` to `stop` alone."""
-        cut = object.__new__(_Lines)
-        cut._parts, cut._whole_files = self._parts, self._whole_files
+        cut = copy(self)
         cut._start, cut._stop = start, stop
         return cut
 
     def blocks(self) -> Iterator[str]:
-        ends = list(accumulate(part.num_rows for part in self._parts))
-        for part, end in zip(self._parts, ends, strict=True):
-            offset = end - part.num_rows
-            first, last = max(self._start - offset, 0), min(self._stop - offset, part.num_rows)
-            if first >= last:
-                continue
-            rows = part.select(range(first, last))
-            if self._whole_files:
-                yield from source.blocks(rows, "text", separator=" ")
-                if self._stop >= end:
+        """The lines as text, in blocks."""
+        if self._ends is None:
+            if len(self):
+                yield from source.blocks(self._rows.select(range(self._start, self._stop)), "text")
+            return
+        start = self._start
+        for end in self._ends:
+            stop = min(end, self._stop)
+            if start < stop:
+                yield from source.blocks(self._rows.select(range(start, stop)), "text", separator=" ")
+                if stop == end:
                     yield "\n"
-            else:
-                yield from source.blocks(rows, "text")
+                start = stop
 
 
 def _files(path: str, root: str | None) -> list[Path]:
@@ -153,23 +157,29 @@ def _files(path: str, root: str | None) -> list[Path]:
     raise UserError(f"no text at {path}: looked for a file, a folder or a pattern at {' and '.join(map(str, places))}")
 
 
-def _check(file: Path) -> None:
-    """Raises `UserError` with the file and the byte offset where it is empty, binary or not UTF-8."""
+def _check(file: Path) -> int:
+    """The number of lines; raises `UserError` with the file and the byte offset where it is empty, binary or not UTF-8."""
     if file.stat().st_size == 0:
         raise UserError(f"{file} is empty")
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
+    offset = lines = 0
+    last = b""
     with file.open("rb") as source_file:
-        while chunk := source_file.read(_READ):
+        while True:
+            chunk = source_file.read(_READ)
             if (zero := chunk.find(b"\0")) >= 0:
                 raise UserError(f"{file} is binary, not text: a zero byte at offset {offset + zero}")
             pending = len(decoder.getstate()[0])
             try:
-                decoder.decode(chunk, final=len(chunk) < _READ)
+                decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                where = offset - pending + error.start
                 raise UserError(
-                    f"{file} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {where}; convert it, for "
-                    "example with iconv -t utf-8"
+                    f"{file} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+                    f"{offset - pending + error.start}; convert it, for example with iconv -t utf-8"
                 ) from error
-            offset += len(chunk)
+            if not chunk:
+                return lines + (last not in (b"\n", b"\r"))
+            # A line ends with \n, \r\n or \r, as Python reads text.
+            lines += chunk.count(b"\n") + chunk.count(b"\r") - chunk.count(b"\r\n")
+            lines -= last == b"\r" and chunk.startswith(b"\n")
+            offset, last = offset + len(chunk), chunk[-1:]

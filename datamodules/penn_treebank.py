@@ -7,7 +7,7 @@ import datasets
 
 from datamodules import source
 from datamodules.text import Split, TextDataModule
-from zoo.tokenizer import UNK, Level, Tokenizer, character_vocabulary, count_words, word_vocabulary
+from zoo.tokenizer import Level, Tokenizer, character_vocabulary, count_words, word_vocabulary
 
 
 class PennTreebank(TextDataModule):
@@ -54,15 +54,14 @@ class PennTreebank(TextDataModule):
         blocks = source.blocks(self._rows[split], "sentence")
         return blocks if self.level == "word" else (block.replace(" ", "_") for block in blocks)
 
-    def build_tokenizer(self) -> Tokenizer:
-        """Words by falling frequency, with the rules that turn running English into this corpus's form; or characters."""
+    def vocabulary(self) -> list[str]:
+        """10,000 words or 50 characters."""
         if self.level == "word":
-            return Tokenizer.words(word_vocabulary(count_words(self.text("train"))), normaliser="penn_treebank")
-        return Tokenizer.characters(character_vocabulary(self.text("train")), blank="_")
+            return word_vocabulary(count_words(self.text("train")))
+        return character_vocabulary(self.text("train"))
 
-    @property
-    def tokenizer_settings(self) -> str:
-        rules = (
-            Tokenizer.words([UNK], "penn_treebank") if self.level == "word" else Tokenizer.characters([UNK], blank="_")
-        )
-        return rules.fingerprint
+    def tokenizer_of(self, vocabulary: list[str]) -> Tokenizer:
+        """Words by the rules that turn running English into this corpus's form; characters with "_" for a blank."""
+        if self.level == "word":
+            return Tokenizer.words(vocabulary, normaliser="penn_treebank")
+        return Tokenizer.characters(vocabulary, blank="_")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+from datasets.exceptions import DatasetsError
 
 from zoo.errors import UserError
 
@@ -17,7 +18,7 @@ ROOT_VARIABLE = "ZOO_DATASETS"
 def data_root(root: str | None) -> Path | None:
     """Where local data sets lie: the argument, else `$ZOO_DATASETS`, else None for the Hub."""
     chosen = root or os.environ.get(ROOT_VARIABLE)
-    return Path(chosen).expanduser() if chosen else None
+    return Path(os.path.expanduser(chosen)) if chosen else None
 
 
 def load(
@@ -37,7 +38,11 @@ def load(
     where = f"{path} (from root or ${ROOT_VARIABLE})" if local else f"{dataset_id} on the Hugging Face Hub"
     try:
         return datasets.load_dataset(path, config, data_files=data_files, revision=None if local else revision)
-    except (OSError, ValueError) as error:  # missing files, no network, unknown repository or configuration
+    except (
+        OSError,
+        ValueError,
+        DatasetsError,
+    ) as error:  # missing files, no network, unknown repository or configuration
         raise UserError(
             f"data set {dataset_id} not found: looked for {where}. With a copy on disk set {ROOT_VARIABLE}=DIR, where "
             f"DIR/{dataset_id} is laid out as on the Hub. The cause: {error}"
@@ -46,6 +51,8 @@ def load(
 
 def blocks(rows: datasets.Dataset, column: str, separator: str = "\n") -> Iterator[str]:
     """The column's strings, each followed by `separator`, in blocks of about `BLOCK` characters."""
+    if column not in rows.column_names:
+        raise UserError(f"the data set has no column {column!r}; its columns are {', '.join(rows.column_names)}")
     pending: list[str] = []
     size = 0
     for batch in rows.with_format("arrow").iter(batch_size=1000):

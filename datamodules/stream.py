@@ -45,6 +45,7 @@ class Stream:
         self.bptt = bptt
         self._columns = np.array_split(ids[: rows * batch_size].reshape(batch_size, rows), world_size)[rank]
         self._windows = (rows - 1) // bptt if drop_last else -(-(rows - 1) // bptt)
+        self._shape = {"tokens": len(ids), "batch_size": batch_size, "bptt": bptt}
         self._start = 0
         self._given = 0
 
@@ -61,10 +62,12 @@ class Stream:
             yield tokens[:-1], tokens[1:]
 
     def state_dict(self) -> dict[str, Any]:
-        """Windows handed out in this epoch."""
-        return {"windows": self._given}
+        """Windows handed out in this epoch, and of what."""
+        return {"windows": self._given, **self._shape}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next `__iter__` goes on after the windows already handed out."""
+        """The next `__iter__` goes on after the windows already handed out; another text or cut is a `UserError`."""
+        if state != {"windows": state["windows"], **self._shape}:
+            raise UserError(f"the checkpoint stopped in a stream of {state}, and this one has {self._shape}")
         self._given = state["windows"]
         self._start = self._given % self._windows

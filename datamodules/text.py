@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from datamodules import token_file
 from datamodules.stream import Stream
 from zoo.errors import UserError
-from zoo.tokenizer import Ids, Tokenizer
+from zoo.tokenizer import UNK, Ids, Tokenizer
 
 Split = Literal["train", "validation", "test"]
 
@@ -22,7 +22,8 @@ EVALUATION_WINDOW = 200
 class TextDataModule(LightningDataModule):
     """Streams of a tokenised text: training in `batch_size` columns, validation and test as one stream each.
 
-    Subclasses say where the text comes from (`text`) and which vocabulary it has (`build_tokenizer`), and pass the rest.
+    Subclasses say where the text comes from (`text`), which tokens it has (`vocabulary`) and how they are told apart
+    (`tokenizer_of`), and pass the rest.
     `tokenizer` names a `tokenizer.json`, or a folder with one, to use in place of the vocabulary of the training text.
     """
 
@@ -45,22 +46,25 @@ class TextDataModule(LightningDataModule):
         """The text of a split in blocks, each ending with a line."""
 
     @abstractmethod
-    def build_tokenizer(self) -> Tokenizer:
-        """The vocabulary of the training text."""
+    def vocabulary(self) -> list[str]:
+        """The tokens of the training text, the most frequent first."""
 
-    @property
     @abstractmethod
-    def tokenizer_settings(self) -> str:
-        """Whatever `build_tokenizer` depends on beside the training text."""
+    def tokenizer_of(self, vocabulary: list[str]) -> Tokenizer:
+        """The rules by which a text is cut into such tokens."""
+
+    vocabulary_options: tuple[int | None, ...] = ()
+    """Whatever `vocabulary` depends on beside the training text and the rules."""
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The vocabulary in use: the one given, else that of the training text (built once, then kept on disk)."""
         if self._tokenizer is None:
-            key = f"{self.digest('train')} {self.tokenizer_settings}"
+            rules = self.tokenizer_of([UNK]).fingerprint
+            key = f"{self.digest('train')} {rules} {self.vocabulary_options}"
             file = token_file.directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
             if not file.exists():
-                token_file.write_text(file, self.build_tokenizer().to_json())
+                token_file.write_text(file, self.tokenizer_of(self.vocabulary()).to_json())
             self._tokenizer = Tokenizer.from_file(file)
         return self._tokenizer
 

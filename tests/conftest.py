@@ -1,19 +1,24 @@
 """A small data tree in the Hub's layout, a small model, and caches that no test shares with the user."""
 
+import atexit
 import os
 import random
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 _HOME = tempfile.mkdtemp(prefix="zoo-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ |= {
     "HF_HOME": _HOME,  # read when huggingface_hub and datasets are imported
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",  # the tests' tensors are small, and further processes inherit it
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 REAL_DATASETS = os.environ.pop("ZOO_DATASETS", None)
+os.environ.pop("ZOO_CHECKPOINTS", None)
 
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
@@ -23,7 +28,7 @@ from lightning import Trainer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
-torch.set_num_threads(1)  # the tests' tensors are small
+torch.set_num_threads(1)
 
 
 def sentences(count: int, seed: int) -> list[str]:

@@ -63,6 +63,8 @@ class Hub:
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.stored[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         oid = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         self.commits[repository].append((oid, files))
         return oid

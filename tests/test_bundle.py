@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -165,11 +166,25 @@ def test_a_tokenizer_of_another_size_is_refused(folder):
     ("recipe", "message"),
     [
         ("model: {class_path: os.system, init_args: {command: touch owned}}", "names 'os.system'"),
+        ("model: hostile.Model", "expected class_path and init_args alone, found 'hostile.Model'"),
+        ("model: hostile.yaml", "expected class_path and init_args alone, found 'hostile.yaml'"),
+        ("model: {class_path: hostile.Model}", "names 'hostile.Model'"),
+        ("model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: hostile.Model}}", "is no plain word"),
+        ("model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: [hostile.Model]}}", "is no plain word"),
+        (
+            "model: {class_path: zoo.models.Zaremba, dict_kwargs: {vocab_size: 5}}",
+            "expected class_path and init_args alone",
+        ),
+        ("model: &a {class_path: zoo.models.Zaremba, init_args: {x: *a}}", "is no recipe: RecursionError"),
+        ("model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: 5, hidden_size: 0}}", "input_size is 0"),
+        (
+            "model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: 5, hidden_size: 6, dropout: 1.0}}",
+            "p is 1.0",
+        ),
         (
             "model: {class_path: torch.nn.Linear, init_args: {in_features: 1, out_features: 1}}",
             "names 'torch.nn.Linear'",
         ),
-        ("model: {class_path: tests.hostile.Model}", "names 'tests.hostile.Model'"),
         (
             "model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: {class_path: subprocess.Popen}}}",
             "names 'subprocess.Popen'",
@@ -187,10 +202,14 @@ def test_a_tokenizer_of_another_size_is_refused(folder):
 )
 def test_a_recipe_that_builds_something_else_is_refused(folder, recipe, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("hostile.py").write_text("from pathlib import Path\nPath('owned').touch()\n")
+    Path("hostile.yaml").write_text("class_path: zoo.models.Zaremba\ninit_args: {vocab_size: 5, hidden_size: 6}\n")
     (folder / "config.yaml").write_text(recipe)
     with pytest.raises(UserError, match=message):
         zoo.build(str(folder))
     assert not Path("owned").exists()
+    assert "hostile" not in sys.modules
 
 
 def test_only_the_model_section_is_read(folder):
@@ -217,7 +236,7 @@ def test_a_failed_write_leaves_the_old_folder_whole(folder, monkeypatch):
     def no_space(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for step in ("zoo.bundle.save_torch_state_dict", "zoo.bundle.shutil.copyfile", "zoo.bundle._exchange"):
+    for step in ("zoo.bundle.save_torch_state_dict", "zoo.bundle.shutil.copyfile", "zoo.bundle.os.fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(step, no_space)
             with pytest.raises(
@@ -228,6 +247,44 @@ def test_a_failed_write_leaves_the_old_folder_whole(folder, monkeypatch):
         assert sorted(path.name for path in folder.parent.iterdir()) == ["curve.csv", "model"]
     make(folder, seed=1)
     assert contents(folder) != before
+
+
+@pytest.mark.parametrize("stop", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_write_that_stops_between_the_two_renames_puts_the_old_folder_back(folder, monkeypatch, stop):
+    before, rename, calls = contents(folder), os.rename, []
+
+    def second_fails(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise stop
+        rename(source, target)
+
+    monkeypatch.setattr("zoo.bundle.os.rename", second_fails)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        make(folder, seed=1)
+    assert len(calls) == 3
+    assert contents(folder) == before
+    assert not list(folder.parent.glob(".model-*"))
+
+
+def test_every_file_may_be_read_by_all(folder):
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"zzz  config.yaml\n", b"\xff\xfe", b"0" * 64 + b"  ../../etc/passwd\n"]
+)
+def test_damaged_sums_are_named(folder, content):
+    (folder / "SHA256SUMS").write_bytes(content)
+    with pytest.raises(UserError, match="SHA256SUMS"):
+        zoo.load(str(folder))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_a_damaged_index_is_named(folder, content):
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match="is no index of weights"):
+        zoo.load(str(folder))
 
 
 FULL_DISK = """

@@ -21,7 +21,7 @@ def test_the_table_has_every_model_and_says_which_have_weights():
     for folder in (ROOT / "checkpoints").iterdir():
         (row,) = (line for line in readme.splitlines() if line.startswith(f"| [{folder.name}]("))
         assert row.endswith("| yes |" if bundle.has_weights(folder) else "| not yet |")
-        assert f"{card.read(folder).card.published['test']:#.4g}" in row
+        assert f"[{card.read(folder).card.published['test']:g}](" in row
 
 
 def test_what_is_rendered_is_read_back(tmp_path):
@@ -64,7 +64,7 @@ def test_a_partial_run_is_called_one():
 
 def test_a_card_of_another_make_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {}\n")
-    (tmp_path / "README.md").write_text("---\ntraining: {}\n---\n")
+    (tmp_path / "README.md").write_text("---\nmeasured: {}\n---\n")
     with pytest.raises(UserError, match=r"README.md: the front matter is not a card's"):
         card.read(tmp_path)
 

@@ -1,6 +1,6 @@
+import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.test_bundle import make
+from zoo import hub
 from zoo.cli import main
 from zoo.lightning_cli import expand
 
@@ -40,9 +41,7 @@ def fails(capsys, *arguments):
 def test_list_imports_neither_torch_nor_lightning():
     heavy = "{'torch', 'lightning', 'datasets'}"
     code = f"import sys; from zoo.cli import main; main(['list']); print(sorted({heavy} & set(sys.modules)))"
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert time.perf_counter() - start < 2  # measured: 0.15 s
     lines = done.stdout.splitlines()
     assert lines[-1] == "[]"
     assert lines[0].split()[0] == "model"
@@ -108,11 +107,68 @@ def test_generate(model, capsys):
 
 def test_names_stand_for_recipes_and_weights(model):
     recipe = str(model / "config.yaml")
-    assert expand("test", ["tiny", "--x=1"]) == ["--config", recipe, "--weights", str(model), "--x=1"]
-    assert expand("fit", ["tiny"]) == ["--config", recipe]
-    assert expand("fit", ["--config", "tiny", "--config=tiny", "-c", recipe]) == [
-        "--config", recipe, f"--config={recipe}", "-c", recipe,
-    ]  # fmt: skip
+    assert expand("fit", ["tiny", "--x=1"]) == ["--config", recipe, "--x=1"]
+    assert expand("fit", ["--config", "tiny", "--config=tiny", "-c", recipe]) == 3 * ["--config", recipe]
+    name, tiny, config, text, weights, folder = expand("test", ["tiny"])
+    assert (name, tiny, config, weights, folder) == ("--name", "tiny", "--config", "--weights", str(model))
+    assert json.loads(text)["model"]["init_args"] == {"vocab_size": 5, "hidden_size": 6}
+    assert expand("test", ["--config", text]) == ["--config", text]  # as a further process of Lightning's gets it
+
+
+HOSTILE = """
+seed_everything: 1
+trainer:
+  max_epochs: 2
+  callbacks: [{class_path: hostile.Callback}]
+  logger: hostile.Logger
+  precision: 32-true
+model:
+  class_path: zoo.models.Zaremba
+  init_args: {vocab_size: 5, hidden_size: 6}
+"""
+
+
+def test_only_numbers_of_a_foreign_recipes_trainer_are_used(model, monkeypatch, capsys):
+    Path("hostile.py").write_text("from pathlib import Path\nPath('owned').touch()\n")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("mine.txt").write_text("a b c\n" * 300)
+    own_text = ["--data=datamodules.Corpus", "--data.path=mine.txt", f"--data.tokenizer={model}"]
+    make(model, recipe=HOSTILE)
+    main(["test", "tiny", *own_text])
+    assert "over 59 predictions" in capsys.readouterr().out
+    # A model from the Hub is not trusted to set up its own training either.
+    found = hub.Found("tiny", model, from_hub=True)
+    monkeypatch.setattr(hub, "find", lambda *_: found)
+    main(["fit", "tiny", *own_text, "--trainer.log_every_n_steps=1"])
+    assert "the model lies in logs/tiny/version_0/tiny" in capsys.readouterr().out
+    recipe = Path("logs/tiny/version_0/config.yaml").read_text()
+    assert "max_epochs: 2" in recipe
+    assert "precision: 32-true" in recipe
+    assert "hostile" not in recipe
+    assert not Path("owned").exists()
+
+    make(model, recipe=HOSTILE + "data: {class_path: hostile.Data}\n")
+    assert "names 'hostile.Data'; it may name classes of datamodules alone" in fails(capsys, "test", "tiny", *own_text)
+    assert not Path("owned").exists()
+
+
+def test_a_damaged_folder_does_not_hide_the_others(model, capsys):
+    broken = model.parent / "broken"
+    broken.mkdir()
+    (broken / "config.yaml").write_text("card: {titel: x}\n")
+    main(["list"])
+    output = capsys.readouterr()
+    assert "tiny" in output.out
+    assert "broken: " in output.err
+    assert "config.yaml is no recipe" in output.err
+
+
+def test_a_reader_that_has_seen_enough(model):
+    Path("text").write_text("a b c\n" * 5_000)
+    score = f"{sys.executable} {ROOT / 'cli.py'} score tiny text --format table"
+    done = subprocess.run(f"{score} | head -n 1", shell=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split()[1] == "a"
+    assert done.stderr == ""
 
 
 class TestBadInput:

@@ -1,4 +1,6 @@
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -26,6 +28,14 @@ class TestPennTreebank:
         assert "_" in data.tokenizer.tokens(data.ids("validation"))
         assert text_of(data, "validation") == "".join(line + "\n" for line in lines)
         assert data.ids("train").dtype == np.uint8
+
+    def test_a_column_that_is_not_there_is_named(self, tmp_path):
+        for split in ("train", "validation", "test"):
+            folder = tmp_path / "ptb-text-only" / "ptb_text_only" / "penn_treebank" / split
+            folder.mkdir(parents=True)
+            pq.write_table(pa.table({"text": ["a"]}), folder / "0000.parquet")
+        with pytest.raises(UserError, match="no column 'sentence'; its columns are text"):
+            PennTreebank(root=str(tmp_path)).ids("test")
 
     def test_root_comes_from_the_environment_too(self, data_tree, monkeypatch):
         monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
@@ -127,6 +137,20 @@ class TestCorpus:
         monkeypatch.setattr("datamodules.token_file.directory", lambda: folder / "sub")
         assert Corpus(str(folder)).ids("train").tolist() == whole
 
+    def test_files_may_be_called_anything(self, tmp_path):
+        for name in ("my[1].txt", "a b*.txt", "{x}.txt"):
+            (tmp_path / name).write_text("one line\n" * 40)
+        assert len(Corpus(str(tmp_path)).ids("train")) == 108 * 3
+        assert len(Corpus(str(tmp_path / "my[1].txt")).ids("train")) == 36 * 3
+
+    def test_lines_end_as_python_reads_them(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("datamodules.corpus._READ", 3)  # line ends fall across the pieces read
+        (tmp_path / "a.txt").write_bytes(b"a\r\nb\rc\n\r\n\n\rd")
+        (tmp_path / "b.txt").write_bytes(b"e\r")
+        path = str(tmp_path)
+        data = Corpus(path, validation=path, test=path, document="file")
+        assert text_of(data, "train") == "a b c d\ne\n"
+
     def test_a_byte_order_mark_and_windows_line_ends_are_no_text(self, tmp_path):
         (tmp_path / "w.txt").write_bytes("\ufeffa b\r\nc\r\n".encode() * 1)
         path = str(tmp_path / "w.txt")
@@ -145,6 +169,7 @@ class TestCorpus:
             (b"ok\n" * 6_000_000 + b"\xff", "bad.txt is not UTF-8: byte 0xff at offset 18000000"),
             (b"text\0", "bad.txt is binary, not text: a zero byte at offset 4"),
             ("caf\u00e9".encode()[:-1], "bad.txt is not UTF-8: byte 0xc3 at offset 3"),
+            (b"x" * ((1 << 24) - 1) + b"\xc3", f"bad.txt is not UTF-8: byte 0xc3 at offset {(1 << 24) - 1}"),
         ],
     )
     def test_what_is_no_text_is_named(self, tmp_path, content, message):

@@ -12,7 +12,7 @@ import zoo
 from tests.conftest import ROOT
 from tests.hub_server import Hub
 from tests.test_bundle import make
-from zoo import hub
+from zoo import card, hub
 from zoo.errors import UserError
 
 
@@ -86,8 +86,10 @@ TRY = """
 """
 
 
-def test_publish_then_load_by_name_then_offline_and_at_a_pinned_revision(server, client, tmp_path):
-    make(tmp_path / "first")
+def test_publish_then_load_by_name_then_offline_and_at_a_pinned_revision(server, client, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("zoo.bundle.SHARD_BYTES", 300)  # the first in shards, which the second must not leave lying about
+        make(tmp_path / "first")
     make(tmp_path / "second", seed=1)
     expected = [nats(tmp_path / "first"), nats(tmp_path / "second")]
     assert expected[0] != expected[1]
@@ -126,18 +128,32 @@ def test_what_the_hub_does_not_have_or_has_altered_is_named(server, client, tmp_
     server.put("me/altered", tmp_path / "tiny")
     (tmp_path / "tiny" / "config.yaml").unlink()
     server.put("me/no-model", tmp_path / "tiny")
-    wanted = [["me/nothing", None], ["me/tiny", "v9"], ["me/altered", None], ["me/no-model", None], ["me/", None]]
+    wanted = [["me/nothing", None], ["me/tiny", "v9"], ["me/altered", None], ["me/no-model", None], ["me/a b", None]]
     nothing, revision, altered, no_model, no_id = json.loads(client(TRY, json.dumps(wanted)))
     assert nothing.startswith("me/nothing at main could not be had from the Hub")
     assert revision.startswith("me/tiny at v9 could not be had from the Hub")
     assert "model.safetensors was changed: its sha256 is" in altered
     assert "config.yaml is missing" in no_model
-    assert no_id.startswith("me/ at main could not be had from the Hub")
+    assert no_id.startswith("me/a b at main could not be had from the Hub")
 
 
 def test_offline_and_not_in_the_cache(tmp_path):
     with pytest.raises(UserError, match="me/tiny at main could not be had from the Hub"):
         zoo.load("me/tiny")
+
+
+def test_a_partial_run_is_not_published_unawares(tmp_path):
+    make(tmp_path / "tiny")
+    partial = card.Measured("owner/data", "Data", "perplexity per word", finished=False)
+    (tmp_path / "tiny" / "README.md").write_text(card.render("tiny", card.Card(), partial))
+    with pytest.raises(UserError, match="a run that was cut short; partial=true publishes it nevertheless"):
+        hub.publish(str(tmp_path / "tiny"), "me/tiny")
+
+
+def test_a_repository_that_cannot_be_is_named(tmp_path):
+    make(tmp_path / "tiny")
+    with pytest.raises(UserError, match="me//tiny could not be written"):
+        hub.publish(str(tmp_path / "tiny"), "me//tiny")
 
 
 def test_a_recipe_without_weights_is_not_published(tmp_path):
@@ -158,12 +174,12 @@ class TestNames:
             (place / "zaremba-small-ptb").mkdir(parents=True)
             (place / "zaremba-small-ptb" / "config.yaml").touch()
         monkeypatch.chdir(tmp_path)
-        assert hub.folder("zaremba-small-ptb") == ROOT / "checkpoints" / "zaremba-small-ptb"
+        assert hub.find("zaremba-small-ptb").folder == ROOT / "checkpoints" / "zaremba-small-ptb"
         monkeypatch.chdir(here)
-        assert hub.folder("zaremba-small-ptb").resolve() == here / "checkpoints" / "zaremba-small-ptb"
+        assert hub.find("zaremba-small-ptb").folder.resolve() == here / "checkpoints" / "zaremba-small-ptb"
         monkeypatch.setenv("ZOO_CHECKPOINTS", str(chosen))
-        assert hub.folder("zaremba-small-ptb") == chosen / "zaremba-small-ptb"
-        assert hub.folder(str(here / "checkpoints" / "zaremba-small-ptb")).parent.parent == here
+        assert hub.find("zaremba-small-ptb").folder == chosen / "zaremba-small-ptb"
+        assert hub.find(str(here / "checkpoints" / "zaremba-small-ptb")).folder.parent.parent == here
 
     def test_an_unknown_name_lists_the_nearest(self):
         with pytest.raises(UserError, match="no model 'zarembasmall-ptb': did you mean zaremba-small-ptb"):
@@ -176,6 +192,12 @@ class TestNames:
             zoo.load(str(tmp_path))
         with pytest.raises(UserError, match="no model './me/nothing'"):
             zoo.load("./me/nothing")
+
+    def test_a_mistyped_folder_is_not_looked_for_on_the_hub(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "owner").mkdir()
+        with pytest.raises(UserError, match="no model 'owner/zaremba-smal-ptb': did you mean zaremba-small-ptb"):
+            zoo.load("owner/zaremba-smal-ptb")
 
     def test_a_revision_of_a_local_folder_is_refused(self):
         with pytest.raises(UserError, match="revision 'v1' is for the Hub"):

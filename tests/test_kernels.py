@@ -40,6 +40,10 @@ def test_auto_runs_noise_on_the_reference():
     [
         (dict(noise=Noise(upd=torch.ones(1, 1, 1)), backend="vendor"), "cannot run noise"),
         (dict(noise=Noise(upd=torch.ones(1, 1, 9))), r"noise\.upd has shape \(1, 1, 9\)"),
+        (
+            dict(weights=4 * (torch.zeros(28, 7),)),
+            r"weights have shapes \[\(28, 7\), .*expected \[\(28, 7\), \(28, 7\), \(28,\)",
+        ),
         (dict(inputs=torch.zeros(5, 3, 9)), r"inputs have shape \(5, 3, 9\), expected \(T, B, 4\)"),
         (dict(inputs=torch.zeros(0, 3, 4)), "no time step"),
         (dict(state=(torch.zeros(2, 7), torch.zeros(3, 7))), r"state's h has shape \(2, 7\), expected \(3, 7\)"),

@@ -1,5 +1,6 @@
 """Every folder under checkpoints/: built at full size, and run for real at a small one."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from datamodules import PennTreebank
 from tests.conftest import ROOT
 from zoo import bundle, card
 from zoo.cli import main
+from zoo.files import has_weights
 
 RECIPES = sorted(file.parent for file in (ROOT / "checkpoints").glob("*/config.yaml"))
 PARAMETERS = {
@@ -18,8 +20,8 @@ PARAMETERS = {
     "zaremba-medium-ptb": 19_780_400,
     "zaremba-large-ptb": 66_034_000,
 }
+SMALL = {"hidden_size": 8, "batch_size": 20, "bptt": 10}
 EVERY_STEP = "--trainer.log_every_n_steps=1"
-SMALL = {"hidden_size": 8, "batch_size": 4, "bptt": 10}
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda folder: folder.name)
 
@@ -48,7 +50,7 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
         for name, size in sizes.items()
         if name in sections[section]["init_args"]
     ]
-    main(["fit", recipe.name, *options, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", EVERY_STEP])
+    main(["fit", recipe.name, *options, "--trainer.max_epochs=1", EVERY_STEP])
     run = Path("logs") / recipe.name / "version_0"
     finished = run / recipe.name
     assert f"the model lies in {finished}" in capsys.readouterr().out
@@ -64,23 +66,72 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
     entry = card.read(finished)
     assert entry.weights
     assert entry.card.published == card.read(recipe).card.published
+    assert "Trained with options beside the recipe" in (finished / "README.md").read_text()
     assert entry.measured.finished
     model = zoo.load(str(finished))
     assert model.score("the bank rose").total > 0
 
-    main(["test", str(finished)])
-    (result,) = (result for result in entry.measured.results if result.split == "test")
-    assert f"{recipe.name}: {model.metric_unit} {result.value:.6g} over {result.predictions:,} predictions" in (
-        capsys.readouterr().out
-    )
+    splits = {result.split: result for result in entry.measured.results}
+    for command, split in (("validate", "validation"), ("test", "test")):
+        main([command, str(finished)])
+        line = f"{recipe.name}: {model.metric_unit} {splits[split].value:.6g} over {splits[split].predictions:,} predictions"
+        assert line in capsys.readouterr().out
     # The recipe that a changed run leaves behind builds and trains the changed model.
     assert zoo.build(str(finished)).vocab_size == sizes["vocab_size"]
     main(["fit", "--config", str(finished), "--trainer.max_steps=1", "--trainer.limit_val_batches=1", EVERY_STEP])
+    assert not card.read(run.parent / "version_1" / recipe.name).measured.finished
+
+
+def test_a_recipe_as_it_stands_is_kept_comments_and_all(data_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
+    text = (ROOT / "checkpoints/zaremba-small-ptb/config.yaml").read_text()
+    text = text.replace("vocab_size: 10000", f"vocab_size: {PennTreebank().tokenizer.vocab_size}")
+    text = text.replace("hidden_size: 200", "hidden_size: 8").replace("max_epochs: 13", "max_epochs: 2")
+    Path("mine").mkdir()
+    Path("mine/config.yaml").write_text(text)
+    main(["fit", "-c", "mine/config.yaml", EVERY_STEP, "--trainer.enable_progress_bar=false"])
+    folder = Path("logs/mine/version_0/mine")
+    assert (folder / "config.yaml").read_text() == text
+    assert "Trained with options" not in (folder / "README.md").read_text()
+    assert "commit" in card.read(folder).measured.training
+
+
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        (["--trainer.check_val_every_n_epoch=2"], {"train/perplexity", "validation/perplexity"}),
+        (["--trainer.limit_val_batches=0"], {"train/perplexity"}),
+    ],
+)
+def test_the_curve_stands_with_and_without_validations(data_tree, tmp_path, monkeypatch, options, columns):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
+    size = PennTreebank().tokenizer.vocab_size
+    small = [
+        f"--model.vocab_size={size}",
+        "--model.hidden_size=8",
+        "--model.constant_epochs=1",
+        "--trainer.max_epochs=4",
+    ]
+    main(["fit", "zaremba-small-ptb", *small, *options, EVERY_STEP])
+    with Path("logs/zaremba-small-ptb/version_0/curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["learning_rate"]) for row in rows] == [1, 1, 0.5, 0.25]
+    assert {name for name in rows[0] if "/" in name} == columns
+    if "validation/perplexity" in columns:
+        assert [bool(row["validation/perplexity"]) for row in rows] == [False, True, False, True]
+    results = card.read(Path("logs/zaremba-small-ptb/version_0/zaremba-small-ptb")).measured.results
+    assert (
+        [result.split for result in results] == ["test"]
+        if "validation/perplexity" not in columns
+        else len(results) == 2
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe", [folder for folder in RECIPES if bundle.has_weights(folder)], ids=lambda folder: folder.name
+    "recipe", [folder for folder in RECIPES if has_weights(folder)], ids=lambda folder: folder.name
 )
 def test_committed_weights_have_the_cards_numbers(recipe, real_datasets, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -111,7 +111,8 @@ def test_a_run_of_60_updates_killed_after_23_logs_the_same_losses(data_tree, tmp
     run_command(broken, data_tree, vocab_size, *kill, expect=-signal.SIGKILL)
     output = run_command(broken, data_tree, vocab_size, "--ckpt_path=last")
     assert "going on from logs/zaremba-medium-ptb/version_0/checkpoints/last.ckpt" in output
-    expected, resumed = logged(whole, 0), logged(broken, 1)
+    expected, before, resumed = logged(whole, 0), logged(broken, 0), logged(broken, 1)
+    assert before == {step: expected[step] for step in before}
     assert sorted(expected) == list(range(60))
     assert sorted(resumed) == list(range(20, 60))
     assert resumed == {step: expected[step] for step in resumed}

@@ -39,7 +39,7 @@ def test_goes_on_after_the_windows_handed_out():
         stream = Stream(IDS, 4, 7)
         for _ in zip(range(given), stream, strict=False):
             pass
-        assert stream.state_dict() == {"windows": given}
+        assert stream.state_dict() == {"windows": given, "tokens": 103, "batch_size": 4, "bptt": 7}
         resumed = Stream(IDS, 4, 7)
         resumed.load_state_dict(stream.state_dict())
         assert [x.tolist() for x, _ in resumed] == whole[given:]
@@ -78,3 +78,9 @@ def test_columns_that_cannot_be_shared_are_refused():
 def test_a_text_too_short_says_both_numbers(batch_size, bptt, drop_last, needed):
     with pytest.raises(UserError, match=rf"the training text has 103 tokens, too few .* it takes {needed}"):
         Stream(IDS, batch_size, bptt, drop_last=drop_last, name="training text")
+
+
+@pytest.mark.parametrize("other", [Stream(IDS, 4, 8), Stream(IDS, 2, 7), Stream(IDS[:-1], 4, 7)])
+def test_another_stream_does_not_go_on_from_this_ones_place(other):
+    with pytest.raises(UserError, match="the checkpoint stopped in a stream of"):
+        other.load_state_dict(Stream(IDS, 4, 7).state_dict())

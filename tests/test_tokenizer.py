@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tokenizers
 
 from tests.conftest import ROOT
 from zoo.errors import UserError
@@ -75,6 +76,16 @@ def test_a_file_that_is_none_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="tokenizer.json: not a tokenizer file"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_of_another_kind_is_refused():
+    with pytest.raises(UserError, match="a tokenizer of words or of characters is expected"):
+        Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()))
+
+
+def test_an_id_outside_the_vocabulary_is_named():
+    with pytest.raises(ValueError, match="id 7 is not among the 2"):
+        Tokenizer.characters(["a", "b"]).tokens([0, 7])
 
 
 def test_ids_take_the_smallest_unsigned_type():

@@ -1,4 +1,4 @@
-"""Training and measuring under two processes."""
+"""Training and measuring under two processes, through the command line."""
 
 import os
 import subprocess
@@ -9,59 +9,59 @@ import pytest
 from datamodules import PennTreebank
 from tests.conftest import ROOT
 
-CODE = """
-import sys, torch
-from lightning import Trainer, seed_everything
-from datamodules import PennTreebank
-from zoo.callbacks import LastCheckpoint
-from zoo.models import Zaremba
 
-root, folder, devices, resume = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:] == ["resume"]
-torch.set_num_threads(1)
-seed_everything(1, verbose=False)
-data = PennTreebank(root=root, batch_size=4, bptt=20)
-model = Zaremba(data.tokenizer.vocab_size, hidden_size=8)
-trainer = Trainer(
-    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=14 if resume else 9,
-    limit_train_batches=10, limit_val_batches=3, default_root_dir=folder, callbacks=[LastCheckpoint(4)], logger=False,
-    enable_progress_bar=False, enable_model_summary=False,
-)
-trainer.fit(model, datamodule=data, ckpt_path=f"{folder}/checkpoints/last.ckpt" if resume else None)
-trainer.test(model, datamodule=data, verbose=False)
-if trainer.is_global_zero:
-    print("RESULT", *model.measured["test"])
-"""
+@pytest.fixture
+def run(tmp_path, data_tree):
+    size = PennTreebank(root=str(data_tree)).tokenizer.vocab_size
 
+    def fit(processes, *options):
+        folder = tmp_path / f"by{processes}"
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, str(ROOT / "cli.py"), "fit", "zaremba-small-ptb", f"--data.root={data_tree}"]
+        command += [
+            f"--model.vocab_size={size}",
+            "--model.hidden_size=8",
+            "--data.bptt=10",
+            "--trainer.accelerator=cpu",
+        ]
+        command += ["--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=4"]
+        command += [f"--trainer.devices={processes}", f"--trainer.strategy={'ddp' if processes > 1 else 'auto'}"]
+        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [*command, *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+        )
 
-def run(tmp_path, data_tree, devices, *options):
-    script = tmp_path / "run.py"
-    script.write_text(CODE)
-    command = [sys.executable, str(script), str(data_tree), str(tmp_path / f"by{devices}"), str(devices), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    return done
+    return fit
 
 
-def result(done):
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    _, value, predictions = line.split()
-    return float(value), int(predictions)
+def results(tmp_path, processes, version):
+    """The numbers that the card gives, and the curve."""
+    from zoo import card
+
+    folder = tmp_path / f"by{processes}" / "logs" / "zaremba-small-ptb" / f"version_{version}"
+    measured = card.read(folder / "zaremba-small-ptb").measured
+    assert (folder / "curve.png").exists()
+    return {result.split: (result.value, result.predictions) for result in measured.results}
 
 
-@pytest.mark.slow
-def test_two_processes_train_and_measure_as_one(tmp_path, data_tree):
-    one, two = run(tmp_path, data_tree, 1), run(tmp_path, data_tree, 2)
-    assert one.returncode == 0, one.stderr
-    assert two.returncode == 0, two.stderr
-    assert result(two)[1] == result(one)[1] == len(PennTreebank(root=str(data_tree)).ids("test")) - 1
-    assert result(two)[0] == pytest.approx(result(one)[0], rel=1e-5)
+def test_two_processes_train_measure_and_resume_as_one(run, tmp_path, data_tree):
+    for processes in (1, 2):
+        done = run(processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("the model lies in") == 1
+    one, two = results(tmp_path, 1, 0), results(tmp_path, 2, 0)
+    data = PennTreebank(root=str(data_tree))
+    for split in ("validation", "test"):
+        assert two[split][1] == one[split][1] == len(data.ids(split)) - 1
+        assert two[split][0] == pytest.approx(one[split][0], rel=1e-5)
 
-    resumed_one, resumed_two = run(tmp_path, data_tree, 1, "resume"), run(tmp_path, data_tree, 2, "resume")
-    assert result(resumed_two)[0] == pytest.approx(result(resumed_one)[0], rel=1e-5)
-    assert result(resumed_one)[0] != result(one)[0]
+    stopped = run(2, "--trainer.max_steps=26")
+    resumed = run(2, "--ckpt_path=last")
+    assert (stopped.returncode, resumed.returncode) == (0, 0), resumed.stderr
+    assert results(tmp_path, 2, 2) == two
 
     (tmp_path / "by2").rename(tmp_path / "kept")
     (tmp_path / "by1").rename(tmp_path / "by2")
-    other = run(tmp_path, data_tree, 2, "resume")
+    other = run(2, "--ckpt_path=last")
     assert other.returncode != 0
     assert "the checkpoint was written by 1 processes and cannot go on under 2" in other.stderr

@@ -7,6 +7,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,38 +23,74 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files import CARD, INDEX, RECIPE, SHARDS, SUMS, TOKENIZER, WEIGHTS, has_weights
 from zoo.tasks import LanguageModel, Task
 from zoo.tokenizer import Tokenizer
 
-RECIPE, CARD, TOKENIZER, SUMS = "config.yaml", "README.md", "tokenizer.json", "SHA256SUMS"
-WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
-PATTERNS = [RECIPE, CARD, TOKENIZER, SUMS, "model*.safetensors", INDEX, "curve.csv", "curve.png"]
-
 SHARD_BYTES = 90_000_000
-_PACKAGE = "zoo"
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """What of the recipe may run wherever the folder comes from.
+
+    The model, of classes of `zoo` alone; the data, of `datamodules` alone; of the trainer its numbers, switches and
+    precision; seed and card. Raises `UserError` where the recipe names another class.
+    """
+    recipe = _read(folder)
+    trainer = recipe.get("trainer") or {}
+    if "data" in recipe:
+        _check_class(recipe["data"], "datamodules", folder / RECIPE)
+    plain = {key: value for key, value in trainer.items() if isinstance(value, int | float) or key == "precision"}
+    kept = [key for key in ("seed_everything", "model", "data", "card") if key in recipe]
+    return {**{key: recipe[key] for key in kept}, "trainer": plain}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The recipe, its model section checked: importing a foreign module runs its code, so names are checked first."""
+    file = folder / RECIPE
+    try:
+        recipe: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        _check_class(recipe["model"], "zoo", file)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is no model: it has no {RECIPE}") from error
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{file} is no recipe: {error!r}") from error
+    return recipe
+
+
+def _check_class(section: Any, package: str, file: Path) -> None:
+    """`section` must be a class of `package` with its arguments, in full: a mere name may stand for a file or a class."""
+    if not isinstance(section, Mapping) or not section.keys() <= {"class_path", "init_args"}:
+        raise UserError(f"{file}: expected class_path and init_args alone, found {section!r}")
+    if not str(section["class_path"]).startswith(f"{package}."):
+        raise UserError(f"{file} names {section['class_path']!r}; it may name classes of {package} alone")
+    for value in (section.get("init_args") or {}).values():
+        _check_value(value, package, file)
+
+
+def _check_value(value: Any, package: str, file: Path) -> None:
+    if isinstance(value, list):
+        for item in value:
+            _check_value(item, package, file)
+    elif isinstance(value, Mapping):
+        _check_class(value, package, file)
+    elif package == "zoo" and isinstance(value, str) and not re.fullmatch(r"[\w-]*", value):
+        raise UserError(f"{file}: {value!r} is no plain word; a class is named by class_path")
 
 
 def build(folder: Path) -> Task:
     """The recipe's model with fresh weights.
 
-    Reads the `model` section alone, and builds classes of this package alone. Raises `UserError` for another class, or a
-    key that the class does not take.
+    Reads the `model` section alone. Raises `UserError` for a class outside this package, or an argument that the class
+    does not take.
     """
     file = folder / RECIPE
-    try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-        section = recipe["model"]
-        _check_classes(section, file)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no model: it has no {RECIPE}") from error
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no recipe: {error!r}") from error
+    recipe = _read(folder)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Task, "model", required=True)
     try:
-        model: Task = parser.instantiate(parser.parse_object({"model": section})).model
-    except ArgumentError as error:
+        model: Task = parser.instantiate(parser.parse_object({"model": recipe["model"]})).model
+    except (ArgumentError, ValueError) as error:
         raise UserError(f"{file}: {error}") from error
     tokenizer = folder / TOKENIZER
     if isinstance(model, LanguageModel) and tokenizer.exists():
@@ -65,21 +102,8 @@ def build(folder: Path) -> Task:
     return model
 
 
-def _check_classes(section: Any, file: Path) -> None:
-    """Importing a foreign module runs its code, so names are checked before anything resolves them."""
-    if isinstance(section, Mapping):
-        name = section.get("class_path")
-        if name is not None and not str(name).startswith(f"{_PACKAGE}."):
-            raise UserError(f"{file} names {name!r}; a model is built from classes of {_PACKAGE} alone")
-        section = list(section.values())
-    if isinstance(section, list):
-        for value in section:
-            _check_classes(value, file)
-
-
 def load(folder: Path) -> Task:
     """The trained model in evaluation mode, its files verified."""
-    require_weights(folder)
     verify(folder)
     with torch.random.fork_rng(devices=[]):  # building draws an initialisation that is thrown away
         model = build(folder)
@@ -87,38 +111,32 @@ def load(folder: Path) -> Task:
     return model.eval()
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether the folder holds a trained model, and not a recipe alone."""
-    return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
-
-
-def require_weights(folder: Path) -> None:
-    """Raises `UserError` where the folder holds a recipe alone."""
-    if has_weights(folder):
-        return
-    if (folder / SUMS).exists() or not (folder / RECIPE).exists():
-        raise UserError(f"{folder} is incomplete: {WEIGHTS} is missing")
-    raise UserError(
-        f"{folder.name} is a recipe without weights: train it with 'fit --config {folder / RECIPE}', or take it with "
-        "fresh weights, zoo.build"
-    )
-
-
 def verify(folder: Path) -> None:
-    """Compares every file that `SHA256SUMS` lists, and that all weights are listed."""
+    """Checks that the folder is a trained model, and each file against its line in `SHA256SUMS`."""
     file = folder / SUMS
+    if not has_weights(folder) and not file.exists() and (folder / RECIPE).exists():
+        raise UserError(
+            f"{folder.name} is a recipe without weights: train it with 'fit --config {folder / RECIPE}', or take it with "
+            "fresh weights, zoo.build"
+        )
     if not file.exists():
         raise UserError(f"{folder} is incomplete: {SUMS} is missing")
-    expected = {name: digest for digest, name in (line.split(maxsplit=1) for line in file.read_text().splitlines())}
-    for name in {RECIPE, TOKENIZER, *(path.name for path in _weight_files(folder))} - expected.keys():
-        if (folder / name).exists():
-            raise UserError(f"{folder / name} is not listed in {SUMS}")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    expected = {}
+    for line in lines:
+        if not (match := re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line)):
+            raise UserError(f"{file} has a line that is no checksum: {line!r}")
+        expected[match[2]] = match[1]
     for name, digest in expected.items():
-        path = folder / Path(name).name
-        if not path.exists():
+        if not (folder / name).exists():
             raise UserError(f"{folder} is incomplete: {name} is missing")
-        if (found := _sha256(path)) != digest:
-            raise UserError(f"{path} was changed: its sha256 is {found}, {SUMS} says {digest}")
+        if (found := _sha256(folder / name)) != digest:
+            raise UserError(f"{folder / name} was changed: its sha256 is {found}, {SUMS} says {digest}")
+    needed = {path.name for path in (folder / RECIPE, folder / TOKENIZER, folder / INDEX) if path.exists()}
+    for name in sorted(needed | {path.name for path in _weight_files(folder)} - expected.keys()):
+        if name not in expected:
+            what = "is not listed in" if (folder / name).exists() else "is missing, and not listed in"
+            raise UserError(f"{folder / name} {what} {SUMS}")
 
 
 def load_weights(model: Task, folder: Path) -> None:
@@ -142,11 +160,14 @@ def load_weights(model: Task, folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if not (folder / INDEX).exists():
+    index = folder / INDEX
+    if not index.exists():
         return [folder / WEIGHTS]
-    names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    files = [folder / Path(name).name for name in sorted(names)]
-    return [*files]
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / Path(shard).name for shard in sorted(shards)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of weights: {error!r}") from error
 
 
 def stored_weights(model: Task) -> dict[str, Tensor]:
@@ -168,35 +189,32 @@ def write(
     """Writes the whole folder aside and then renames it; where that fails, what stood there stays as it was."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new, old = aside / "new", aside / "old"
     try:
-        new = aside / "new"
         new.mkdir()
         save_torch_state_dict(weights, new, max_shard_size=SHARD_BYTES)
         (new / RECIPE).write_text(recipe, encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
         if tokenizer is not None:
             (new / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-        summed = [file for file in (RECIPE, TOKENIZER) if (new / file).exists()]
-        summed += sorted(file.name for file in new.glob(f"{WEIGHTS.split('.')[0]}*"))
-        (new / SUMS).write_text("".join(f"{_sha256(new / file)}  {file}\n" for file in summed))
+        summed = [RECIPE, TOKENIZER, INDEX, *sorted(file.name for file in new.glob(SHARDS))]
+        lines = [f"{_sha256(new / name)}  {name}\n" for name in summed if (new / name).exists()]
+        (new / SUMS).write_text("".join(lines), encoding="utf-8")
         for file in curve:
             shutil.copyfile(file, new / file.name)
-        _exchange(new, folder, aside / "old")
+        for file in new.iterdir():
+            file.chmod(0o644)  # the weights come from a private temporary file
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} was not written, what stood there is untouched: {error}") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _exchange(new: Path, folder: Path, old: Path) -> None:
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(new, folder)
-    except OSError:
-        if old.exists():
+        if old.exists() and not folder.exists():
             os.rename(old, folder)
-        raise
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

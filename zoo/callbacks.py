@@ -1,7 +1,9 @@
 """Callbacks of the trainer: the checkpoint to resume from, the learning curve, the file of surprisals."""
 
 import csv
+import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -9,6 +11,7 @@ from typing import Any, TextIO
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from zoo.errors import UserError
 from zoo.score import tokenizer_of, visible
 from zoo.tasks import LanguageModel
 
@@ -23,11 +26,16 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 500) -> None:
+        if every_n_train_steps < 1:
+            raise UserError(f"every_n_train_steps is {every_n_train_steps}; it must be 1 or more")
         self.every_n_train_steps = every_n_train_steps
+        self._saved = 0
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        due = trainer.global_step % self.every_n_train_steps == 0 or trainer.global_step == trainer.max_steps
-        if due and not trainer.is_last_batch:
+        step = trainer.global_step
+        due = step % self.every_n_train_steps == 0 or step == trainer.max_steps
+        # The step stands still while gradients accumulate, and those are in no checkpoint.
+        if due and step != self._saved and not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -36,7 +44,13 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "last.ckpt")
+        """Replaces the old checkpoint in one move: at any moment there is a whole one."""
+        self._saved = trainer.global_step
+        file = run_folder(trainer) / "checkpoints" / "last.ckpt"
+        written = file.with_suffix(".new")
+        trainer.save_checkpoint(written)
+        if trainer.is_global_zero:
+            os.replace(written, file)
 
 
 class LearningCurve(Callback):
@@ -47,6 +61,8 @@ class LearningCurve(Callback):
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self._rate = 0.0
+        self._validated = False
         self._seconds = 0.0
         self._since = 0.0
 
@@ -57,16 +73,29 @@ class LearningCurve(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()
+        self._validated = False  # a sanity check is no validation
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        # At the epoch's end the schedule has already set the next epoch's rate.
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "train/loss"}
-        if not metrics or not trainer.is_last_batch:
+        folder = run_folder(trainer)
+        if not trainer.is_last_batch:
             return
-        (rate, *_) = (group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
-        epoch = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "learning_rate": rate}
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "train/loss"}
+        # Lightning keeps the last validation's numbers until the next one.
+        metrics = {
+            name: value for name, value in logged.items() if self._validated or not name.startswith("validation/")
+        }
+        self._validated = False
+        epoch = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "learning_rate": self._rate}
         self.rows.append({**epoch, **dict(sorted(metrics.items())), "seconds": round(self.seconds, 1)})
         if trainer.is_global_zero:
-            write(self.rows, run_folder(trainer))
+            write(self.rows, folder)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": self.seconds}
@@ -83,15 +112,17 @@ class SurprisalFile(Callback):
         self._lines: TextIO | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = self.file.open("w", encoding="utf-8")
-        self._lines.write("token\tbits\n")
+        if trainer.is_global_zero:  # which has the whole of a single stream
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = self.file.open("w", encoding="utf-8")
+            self._lines.write("token\tbits\n")
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
+        if self._lines is None:
+            return
         assert isinstance(pl_module, LanguageModel)
-        assert self._lines is not None
         tokens = tokenizer_of(pl_module).tokens(batch[1].flatten().tolist())
         for token, nats in zip(tokens, outputs.flatten().tolist(), strict=True):
             self._lines.write(f"{visible(token)}\t{nats / math.log(2):.4f}\n")
@@ -102,18 +133,22 @@ class SurprisalFile(Callback):
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where a run keeps its files: the logger's folder, else the trainer's."""
+    """Where a run keeps its files: the logger's folder, else the trainer's. To be called by every process."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def write(rows: list[Row], folder: Path) -> None:
     """`curve.csv` and `curve.png` of the rows."""
     folder.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     with (folder / "curve.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, rows[-1])
+        table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(rows)
-    draw(rows, folder / "curve.png")
+    try:
+        draw(rows, folder / "curve.png")
+    except Exception:  # a picture is no reason to end a run
+        logging.getLogger(__name__).exception("the learning curve could not be drawn")
 
 
 def draw(rows: list[Row], file: Path) -> None:
@@ -123,21 +158,21 @@ def draw(rows: list[Row], file: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    epochs = [row["epoch"] for row in rows]
-    names = [name for name in rows[-1] if "/" in name]
+    names = list(dict.fromkeys(name for row in rows for name in row if "/" in name))
+    spread = 1.0
     for name in names:
         split, metric = name.split("/")
-        values = [row[name] for row in rows]
+        epochs, values = zip(*((row["epoch"], row[name]) for row in rows if name in row), strict=True)
         style = {"train": "--", "validation": "-"}.get(split, ":")
         axes.plot(epochs, values, style, marker=".", label=f"{split} {metric.replace('_', ' ')}")
+        spread = max(spread, max(values) / min(values)) if min(values) > 0 else spread
         if split == "validation":
             best = min(range(len(values)), key=values.__getitem__)
-            axes.annotate(
-                f"{values[best]:.4g}", (epochs[best], values[best]), (0, 8), textcoords="offset points", ha="right"
-            )
+            text, point = f"{values[best]:.4g}", (epochs[best], values[best])
+            axes.annotate(text, point, (0, 8), textcoords="offset points", ha="right")
     axes.set_xlabel("epoch")
     axes.set_ylabel(" and ".join(sorted({name.split("/")[1].replace("_", " ") for name in names})))
-    if max(max(row[name] for row in rows) / min(row[name] for row in rows) for name in names) > 4:
+    if spread > 4:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ScalarFormatter())

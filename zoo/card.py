@@ -4,6 +4,7 @@ Measured numbers live in one place, the front matter of the bundle's README.md (
 the card, and the table of models, are written from there and from the recipe.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from zoo.errors import UserError
+from zoo.files import CARD, RECIPE, SUMS, has_weights
 
 ARXIV = "https://arxiv.org/abs/"
 
@@ -40,6 +42,9 @@ class Card:
 
     notes: list[str] = field(default_factory=list)
     """Choices and remarks, one a bullet."""
+
+    license: str = ""
+    """The licence of the weights, as the Hub abbreviates it."""
 
 
 @dataclass
@@ -85,26 +90,30 @@ class Entry:
 
 
 def read(folder: Path) -> Entry:
-    """Reads a folder's recipe and card."""
-    recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
-    weights = any(folder.glob("model*.safetensors"))
-    return Entry(folder.name, Card(**recipe.get("card") or {}), _measured(folder / "README.md"), weights)
+    """Reads a folder's recipe and card; `UserError` names the file that is none."""
+    file = folder / RECIPE
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        card = Card(**recipe.get("card") or {})
+    except (OSError, yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is no recipe: {error!r}") from error
+    return Entry(folder.name, card, _measured(folder / CARD), has_weights(folder))
 
 
 def _measured(file: Path) -> Measured | None:
     if not file.exists():
         return None
-    matter = front_matter(file.read_text(encoding="utf-8"))
-    if "training" not in matter:
-        return None
     try:
+        matter = front_matter(file.read_text(encoding="utf-8"))
+        if "measured" not in matter:
+            return None
         (model,) = matter["model-index"]
         results = [
             Result(r["dataset"]["split"], r["metrics"][0]["value"], r["metrics"][0]["args"]["predictions"])
             for r in model["results"]
         ]
-        return Measured(results=results, **matter["training"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return Measured(results=results, **matter["measured"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{file}: the front matter is not a card's: {error!r}") from error
 
 
@@ -122,14 +131,8 @@ def render(name: str, card: Card, measured: Measured | None) -> str:
 def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
     matter: dict[str, Any] = {
         "library_name": "recurrent-zoo",
-        "license": "mit",
-        "language": ["en"],
-        "tags": [
-            "language-modeling",
-            "lstm",
-            "recurrent-neural-network",
-            *([f"arxiv:{card.arxiv}"] if card.arxiv else []),
-        ],
+        **({"license": card.license} if card.license else {}),
+        "tags": ["language-modeling", "recurrent-neural-network", *([f"arxiv:{card.arxiv}"] if card.arxiv else [])],
     }
     if measured:
         results = [
@@ -148,10 +151,10 @@ def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
             for result in measured.results
         ]
         matter |= {
-            "datasets": [measured.dataset],
+            **({"datasets": [measured.dataset]} if "/" in measured.dataset else {}),
             "pipeline_tag": "text-generation",
             "model-index": [{"name": name, "results": results}],
-            "training": {
+            "measured": {
                 "dataset": measured.dataset,
                 "dataset_name": measured.dataset_name,
                 "metric": measured.metric,
@@ -169,7 +172,8 @@ def _body(name: str, card: Card, measured: Measured | None) -> str:
     if measured is None:
         paragraphs.append("**A recipe without weights: not trained yet.**")
     elif not measured.finished:
-        paragraphs.append("**Cut short: these weights are a partial run, not the paper's model.**")
+        whose = "the paper's model" if card.paper else "a finished model"
+        paragraphs.append(f"**Cut short: the run stopped before its schedule ended; these weights are not {whose}.**")
     paragraphs.append(_numbers(name, card, measured))
     if card.notes:
         paragraphs += ["## Choices", "\n".join(f"- {note}" for note in card.notes)]
@@ -187,7 +191,7 @@ def _numbers(name: str, card: Card, measured: Measured | None) -> str:
     for split in ("validation", "test"):
         paper, here = card.published.get(split), ours.get(split)
         rows.append(
-            f"| {split} | {number(paper)} | {number(here.value if here else None)} | "
+            f"| {split} | {as_published(paper)} | {number(here.value if here else None)} | "
             f"{f'{here.value - paper:+.2f}' if here and paper else ''} | {f'{here.predictions:,}' if here else ''} |"
         )
     lines = ["\n".join(rows)]
@@ -213,8 +217,13 @@ def _use(name: str, weights: bool) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, or nothing."""
+    """One of our numbers to four significant digits, or nothing."""
     return "" if value is None else f"{value:#.4g}"
+
+
+def as_published(value: float | None) -> str:
+    """One of a paper's numbers as it stands there, or nothing."""
+    return "" if value is None else f"{value:g}"
 
 
 def table(entries: Iterable[Entry]) -> str:
@@ -225,7 +234,7 @@ def table(entries: Iterable[Entry]) -> str:
     ]
     for entry in entries:
         link = f"[{entry.name}](checkpoints/{entry.name})"
-        paper = number(entry.card.published.get("test"))
+        paper = as_published(entry.card.published.get("test"))
         paper = f"[{paper}]({ARXIV}{entry.card.arxiv})" if paper and entry.card.arxiv else paper
         weights = "yes" if entry.weights else "not yet"
         metric = entry.card.metric
@@ -237,13 +246,21 @@ TABLE_START, TABLE_END = "<!-- models: written by `make cards` -->\n", "\n<!-- e
 
 
 def written(root: Path) -> dict[Path, str]:
-    """Every generated text of the source checkout `root` as it should stand: the cards, and the README with its table."""
-    folders = sorted(file.parent for file in (root / "checkpoints").glob("*/config.yaml"))
+    """Every generated text of the source checkout `root` as it should stand.
+
+    The cards, the README with its table, and the recipes' lines in `SHA256SUMS`: a remark in a recipe may be mended after
+    the training, its model section may not.
+    """
+    folders = sorted(file.parent for file in (root / "checkpoints").glob(f"*/{RECIPE}"))
     entries = [read(folder) for folder in folders]
     texts = {
-        folder / "README.md": render(entry.name, entry.card, entry.measured)
+        folder / CARD: render(entry.name, entry.card, entry.measured)
         for folder, entry in zip(folders, entries, strict=True)
     }
+    for sums in (folder / SUMS for folder in folders if (folder / SUMS).exists()):
+        lines = [line for line in sums.read_text().splitlines() if not line.endswith(f"  {RECIPE}")]
+        recipe = hashlib.sha256((sums.parent / RECIPE).read_bytes()).hexdigest()
+        texts[sums] = "\n".join([f"{recipe}  {RECIPE}", *lines, ""])
     readme = root / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(TABLE_START)
     _, after = rest.split(TABLE_END)

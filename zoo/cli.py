@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command needs it.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,19 @@ _TRAINER_COMMANDS = {
 
 def list_models() -> None:
     """The models at hand: the paper's test number, ours, and whether there are weights."""
-    entries = [card.read(folder) for folder in hub.folders().values()]
     rows = [("model", "metric (test)", "paper", "ours", "weights")]
-    for entry in entries:
-        paper = card.number(entry.card.published.get("test"))
-        rows.append((entry.name, entry.card.metric, paper, card.number(entry.ours()), "yes" if entry.weights else "no"))
+    for name, folder in hub.folders().items():
+        try:
+            entry = card.read(folder)
+        except UserError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        paper = card.as_published(entry.card.published.get("test"))
+        rows.append((name, entry.card.metric, paper, card.number(entry.ours()), "yes" if entry.weights else "no"))
+    if len(rows) == 1 and not hub.PUBLISHED:
+        raise UserError(
+            f"no models here: run this in a checkout, or name a folder of models in {hub.CHECKPOINTS_VARIABLE}"
+        )
     rows += [(name, "", "", "", "on the Hub") for name in hub.PUBLISHED if name not in hub.folders()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -40,7 +49,7 @@ def score(name: str, file: str, format: Literal["summary", "table"] = "summary")
         file: A UTF-8 text file, or - for standard input.
         format: A line, or a table of every token with its surprisal in bits before it.
     """
-    hub.folder(name)  # before a long text is read in vain
+    hub.find(name)  # before a long text is read in vain
     text = _read(file)
     result = _language_model(name).score(text)
     if format == "table":
@@ -73,15 +82,17 @@ def generate(
     print(model.generate(prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed))
 
 
-def publish(name: str, *, repo_id: str, private: bool = False) -> None:
+def publish(name: str, *, repo_id: str, private: bool = False, partial: bool = False) -> None:
     """Uploads a model's folder to the Hugging Face Hub.
 
     Args:
         name: A model's name or folder; it must have weights.
         repo_id: The Hub repository, owner/name; created where there is none.
         private: Create it as a private one.
+        partial: Publish a run that was cut short, too.
     """
-    commit = hub.publish(name, repo_id, private=private)
+    commit = hub.publish(name, repo_id, private=private, partial=partial)
+    name = hub.find(name).name
     print(f"published {name} as {repo_id} at commit {commit}")
     print(f'to load it by its short name, add to PUBLISHED in zoo/hub.py: "{name}": ("{repo_id}", "{commit}"),')
 
@@ -122,6 +133,9 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except BrokenPipeError as error:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from error
 
 
 def _usage() -> str:

@@ -31,7 +31,7 @@ _CODE_POINTS = 0x110000
 _MAX_REMEMBERED = 500_000
 _MAX_COUNTED = 4_000_000
 # Arrow splits on these control characters and the library does not; neither do we.
-_NOT_WHITESPACE = dict.fromkeys(map(ord, "\x1c\x1d\x1e\x1f"), "\N{REPLACEMENT CHARACTER}")
+_NOT_WHITESPACE = "\x1c\x1d\x1e\x1f"
 
 # The abbreviations among Penn Treebank's 10,000 types, initials ("j.", "u.s.") apart: these keep their full stop.
 _ABBREVIATIONS = (
@@ -75,6 +75,12 @@ def _penn_treebank_normaliser() -> list[normalizers.Normalizer]:
     ]
 
 
+_LEVELS: dict[tuple[type, type], Level] = {
+    (pre_tokenizers.WhitespaceSplit, models.WordLevel): "word",
+    (pre_tokenizers.Split, models.WordLevel): "character",
+}
+
+
 class Tokenizer:
     """A vocabulary: text to token ids and back.
 
@@ -84,7 +90,10 @@ class Tokenizer:
 
     def __init__(self, library: Library) -> None:
         self.library = library
-        self.level: Level = "word" if isinstance(library.pre_tokenizer, pre_tokenizers.WhitespaceSplit) else "character"
+        rules = type(library.pre_tokenizer), type(library.model)
+        if rules not in _LEVELS:
+            raise UserError(f"a tokenizer of words or of characters is expected, this one has {rules}")
+        self.level: Level = _LEVELS[rules]
         self.vocab_size: int = library.get_vocab_size()
         self.dtype = np.min_scalar_type(self.vocab_size - 1)
         self.unk_id: int | None = library.token_to_id(UNK)
@@ -122,9 +131,10 @@ class Tokenizer:
     def from_file(cls, file: Path) -> "Tokenizer":
         """Reads a `tokenizer.json`."""
         try:
-            return cls(Library.from_file(str(file)))
+            library = Library.from_file(str(file))
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"{file}: not a tokenizer file: {error}") from error
+        return cls(library)
 
     def to_json(self) -> str:
         """The text of `tokenizer.json`, one token a line."""
@@ -146,10 +156,16 @@ class Tokenizer:
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The tokens themselves, one string an id."""
-        tokens = [self.library.id_to_token(int(i)) for i in ids]
-        return [token for token in tokens if token is not None]
+        tokens = []
+        for i in ids:
+            if (token := self.library.id_to_token(int(i))) is None:
+                raise ValueError(f"id {int(i)} is not among the {self.vocab_size} of the vocabulary")
+            tokens.append(token)
+        return tokens
 
     def _encode_words(self, text: str) -> Ids:
+        if any(map(text.__contains__, _NOT_WHITESPACE)):
+            return np.asarray(self.library.encode(text).ids, dtype=self.dtype)
         distinct = split_words(text).dictionary_encode()
         chunks = distinct.dictionary.to_pylist()
         new = [chunk for chunk in chunks if chunk not in self._chunks]
@@ -179,7 +195,8 @@ class Tokenizer:
 
 def split_words(text: str) -> pa.StringArray:
     """The whitespace-separated chunks of `text`, a line break being the chunk `<eos>`."""
-    text = text.translate(_NOT_WHITESPACE) if any(map(text.__contains__, "\x1c\x1d\x1e\x1f")) else text
+    if any(map(text.__contains__, _NOT_WHITESPACE)):
+        text = text.translate(dict.fromkeys(map(ord, _NOT_WHITESPACE), "\N{REPLACEMENT CHARACTER}"))
     chunks = pc.utf8_split_whitespace(pa.array([text.replace("\n", f" {EOS} ")])).flatten()
     return chunks.filter(pc.not_equal(chunks, ""))
 

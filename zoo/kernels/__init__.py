@@ -30,8 +30,11 @@ def lstm(
 
 
 def _check(inputs: Tensor, state: LSTMState, weights: LSTMWeights, noise: Noise) -> None:
-    w_input, w_hidden = weights[0], weights[1]
-    hidden_size = w_hidden.shape[1]
+    w_input, w_hidden, *_ = weights
+    hidden_size = w_hidden.shape[-1]
+    expected = [(4 * hidden_size, w_input.shape[-1]), (4 * hidden_size, hidden_size)] + 2 * [(4 * hidden_size,)]
+    if [value.shape for value in weights] != expected:
+        raise ValueError(f"weights have shapes {[tuple(value.shape) for value in weights]}, expected {expected}")
     if inputs.ndim != 3 or inputs.shape[2] != w_input.shape[1]:
         raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (T, B, {w_input.shape[1]})")
     time, batch, _ = inputs.shape

@@ -71,7 +71,8 @@ class LanguageModel(Task):
 
     def setup(self, stage: str) -> None:
         """Takes the data's tokenizer and checks that it fits the model."""
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", self.tokenizer)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        tokenizer = data.tokenizer if hasattr(type(data), "tokenizer") else self.tokenizer
         if tokenizer and self.tokenizer and tokenizer.fingerprint != self.tokenizer.fingerprint:
             raise UserError(
                 "the data's vocabulary is not the one that the model was trained with: give the data the model's "
@@ -146,7 +147,13 @@ class LanguageModel(Task):
         """Logs the metric of all tokens since the last report."""
         metric = self._metric(split)
         value, _ = self.measured[split] = metric.result()
-        self.log(f"{split}/{metric.name}", torch.tensor(value, dtype=torch.float64), prog_bar=True, batch_size=1)
+        self.log(
+            f"{split}/{metric.name}",
+            torch.tensor(value, dtype=torch.float64),
+            prog_bar=True,
+            batch_size=1,
+            sync_dist=True,
+        )
         metric.reset()
 
     def _metric(self, split: str) -> TokenMetric:

@@ -1,0 +1,61 @@
+"""What a user gets who installs the package, or types the README's first command."""
+
+import subprocess
+import sys
+import zipfile
+
+from tests.conftest import ROOT
+from zoo import demo
+
+
+def test_the_wheel_has_both_packages_and_the_command(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        tmp_path,
+    ]
+    subprocess.run([*command, ROOT], check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("recurrent_zoo-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"zoo", "datamodules"}
+    assert "datamodules/tiny_shakespeare.txt" in names
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    assert "recurrent-zoo = zoo.cli:main" in (tmp_path / "site" / entry_points).read_text()
+
+    code = "from zoo.cli import main; main(['list'])"
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "ZOO_CHECKPOINTS": str(ROOT / "checkpoints")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "zaremba-small-ptb" in done.stdout
+    del environment["ZOO_CHECKPOINTS"]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no models here" in done.stderr
+
+
+def test_the_demo_runs_and_learns_something(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shakespeare = tmp_path / "shakespeare.txt"
+    shakespeare.write_text(demo.TINY_SHAKESPEARE.read_text()[:100_000])
+    monkeypatch.setattr(demo, "TINY_SHAKESPEARE", shakespeare)
+    demo.run(seconds=2)
+    output = capsys.readouterr().out
+    for part in (
+        "zaremba-small-ptb",
+        "third",
+        "the president of the company",
+        "% of the words are <unk>",
+        "before:",
+        "after:",
+    ):
+        assert part in output
+    bits = float(output.split(" bits per character over ")[0].split()[-1])
+    assert 2 < bits < 5  # log2 of the alphabet is 6
+    assert [path.name for path in tmp_path.iterdir()] == ["shakespeare.txt"]
