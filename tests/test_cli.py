@@ -214,6 +214,17 @@ class TestBadInput:
         assert stop.value.code == 2
         assert named in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("option", "said"),
+        [
+            ("--model.init_args.dropout=1.5", "zaremba-small-ptb: p is 1.5; a dropout probability lies in [0, 1)"),
+            ("--data.init_args.batch_size=0", "zaremba-small-ptb: batch_size is 0"),
+            ("--trainer.max_epochs=-7", "zaremba-small-ptb: `max_epochs` must be"),
+        ],
+    )
+    def test_values_that_no_model_takes(self, option, said, capsys):
+        assert said in fails(capsys, "fit", "zaremba-small-ptb", option)
+
     def test_a_checkpoint_with_code_in_it_is_not_executed(self, model, data_tree, tmp_path):
         class Hostile:
             def __reduce__(self):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -136,6 +137,15 @@ class ZooCLI(LightningCLI):
             config.return_predictions = False
         if config.get("weights_only") is None:
             config.weights_only = True  # Lightning's default executes whatever code a checkpoint holds
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            cause: BaseException = error  # the parser wraps what a constructor said of its argument
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise UserError(f"{self.name}: {cause}") from error
 
     def after_instantiate_classes(self) -> None:
         weights = self._get(self.config, "weights")
