@@ -13,9 +13,9 @@ def draw(*shape: int) -> Tensor:
 
 
 @pytest.fixture
-def problem() -> tuple[Tensor, functional.LSTMState, functional.LSTMWeights]:
+def problem() -> tuple[Tensor, functional.LSTMState, functional.Weights]:
     torch.manual_seed(0)
-    weights = (draw(4 * H, I), draw(4 * H, H), draw(4 * H), draw(4 * H))
+    weights = functional.Weights(draw(4 * H, I), draw(4 * H, H), draw(4 * H), draw(4 * H))
     return draw(T, B, I), (draw(B, H), draw(B, H)), weights
 
 
@@ -41,7 +41,7 @@ def test_equals_torch_without_noise(problem):
         for parameter, value in zip(reference.parameters(), weights, strict=True):
             parameter.copy_(value)
     expected, (eh, ec) = reference(inputs, (h[None], c[None]))
-    outputs, final = functional.lstm(inputs, (h, c), weights)
+    outputs, final, _ = functional.lstm(inputs, (h, c), weights)
     for ours, theirs in zip((outputs, *final), (expected, eh[0], ec[0]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
 
@@ -68,7 +68,7 @@ def test_noise_follows_the_equations(problem, sites):
     inputs, (h, c), weights = problem
     torch.manual_seed(1)
     noise = Noise(**{site: ALL_NOISE[site]() for site in sites} if sites != [PER_GATE] else {"rec": mask(T, 4, B, H)})
-    outputs, (final_h, final_c) = functional.lstm(inputs, (h, c), weights, noise)
+    outputs, (final_h, final_c), _ = functional.lstm(inputs, (h, c), weights, noise)
     for t in range(T):
         step = Noise(*(None if m is None else m[t : t + 1] if len(m) > 1 else m for m in noise))
         c, h = one_step(inputs[t], h, c, weights, step)
@@ -79,8 +79,8 @@ def test_noise_follows_the_equations(problem, sites):
 def test_kept_hidden_state_sees_the_new_cell_even_where_the_cell_is_kept_old(problem):
     inputs, state, weights = problem
     zeros = torch.zeros(1, 1, 1, dtype=torch.float64)
-    outputs, (_, c) = functional.lstm(inputs[:1], state, weights, Noise(ckeep=zeros))
-    plain, _ = functional.lstm(inputs[:1], state, weights)
+    outputs, (_, c), _ = functional.lstm(inputs[:1], state, weights, Noise(ckeep=zeros))
+    plain, *_ = functional.lstm(inputs[:1], state, weights)
     torch.testing.assert_close(c, state[1])
     torch.testing.assert_close(outputs, plain)
 
@@ -88,11 +88,11 @@ def test_kept_hidden_state_sees_the_new_cell_even_where_the_cell_is_kept_old(pro
 def test_a_sequence_may_be_cut(problem):
     inputs, state, weights = problem
     noise = Noise(**{site: make() for site, make in ALL_NOISE.items()})
-    whole, final = functional.lstm(inputs, state, weights, noise)
+    whole, final, _ = functional.lstm(inputs, state, weights, noise)
     first = Noise(*(m[:2] if len(m) > 1 else m for m in noise))
     second = Noise(*(m[2:] if len(m) > 1 else m for m in noise))
-    head, middle = functional.lstm(inputs[:2], state, weights, first)
-    tail, end = functional.lstm(inputs[2:], middle, weights, second)
+    head, middle, _ = functional.lstm(inputs[:2], state, weights, first)
+    tail, end, _ = functional.lstm(inputs[2:], middle, weights, second)
     torch.testing.assert_close((torch.cat([head, tail]), end), (whole, final), rtol=0, atol=0)
 
 
@@ -102,7 +102,7 @@ def test_gradients(problem):
     noise = Noise(**{site: make() for site, make in ALL_NOISE.items()})
 
     def run(x, h, c, *w):
-        outputs, final = functional.lstm(x, (h, c), w, noise)
+        outputs, final, _ = functional.lstm(x, (h, c), functional.Weights(*w), noise)
         return (outputs, *final)
 
     assert torch.autograd.gradcheck(run, leaves)
@@ -118,7 +118,7 @@ def test_gradients(problem):
 )
 def test_noise_of_a_wrong_shape_is_named(noise, name):
     with pytest.raises(ValueError, match=rf"noise\.{name} has shape"):
-        noise.check(T, B, H)
+        noise.check(torch.zeros(T, B, 1), H)
 
 
 def test_noise_off():

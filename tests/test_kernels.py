@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from zoo import functional, kernels
+from zoo.functional import Weights
 from zoo.noise import Noise
 
 
@@ -18,7 +19,7 @@ def test_vendor_equals_reference_with_all_gradients(sizes, dtype, tolerance):
     results = []
     for run in (functional.lstm, lambda *arguments: kernels.lstm(*arguments, backend="vendor")):
         x, h, c, *weights = leaves = problem(*sizes, dtype)
-        outputs, (final_h, final_c) = run(x, (h, c), tuple(weights))
+        outputs, (final_h, final_c), _ = run(x, (h, c), Weights(*weights))
         torch.manual_seed(0)
         loss = sum((value * torch.randn_like(value)).sum() for value in (outputs, final_h, final_c))
         gradients = torch.autograd.grad(loss, leaves)
@@ -30,27 +31,27 @@ def test_vendor_equals_reference_with_all_gradients(sizes, dtype, tolerance):
 def test_auto_runs_noise_on_the_reference():
     x, h, c, *weights = problem(5, 3, 4, 7, torch.float32)
     noise = Noise(hkeep=torch.full((1, 1, 1), 0.5))
-    ours, _ = kernels.lstm(x, (h, c), tuple(weights), noise)
-    torch.testing.assert_close(ours, functional.lstm(x, (h, c), tuple(weights), noise)[0])
-    assert not torch.allclose(ours, kernels.lstm(x, (h, c), tuple(weights))[0])
+    ours, *_ = kernels.lstm(x, (h, c), Weights(*weights), noise)
+    torch.testing.assert_close(ours, functional.lstm(x, (h, c), Weights(*weights), noise)[0])
+    assert not torch.allclose(ours, kernels.lstm(x, (h, c), Weights(*weights))[0])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(noise=Noise(upd=torch.ones(1, 1, 1)), backend="vendor"), "cannot run noise"),
+        (dict(noise=Noise(upd=torch.ones(1, 1, 1)), backend="vendor"), "cannot run this LSTM"),
         (dict(noise=Noise(upd=torch.ones(1, 1, 9))), r"noise\.upd has shape \(1, 1, 9\)"),
         (
-            dict(weights=4 * (torch.zeros(28, 7),)),
-            r"weights have shapes \[\(28, 7\), .*expected \[\(28, 7\), \(28, 7\), \(28,\)",
+            dict(weights=Weights(*4 * (torch.zeros(28, 7),))),
+            r"weights\.input has shape \(28, 7\), expected \(28, 4\)",
         ),
-        (dict(inputs=torch.zeros(5, 3, 9)), r"inputs have shape \(5, 3, 9\), expected \(T, B, 4\)"),
+        (dict(inputs=torch.zeros(5, 3, 9)), r"weights\.input has shape \(28, 4\), expected \(28, 9\)"),
         (dict(inputs=torch.zeros(0, 3, 4)), "no time step"),
-        (dict(state=(torch.zeros(2, 7), torch.zeros(3, 7))), r"state's h has shape \(2, 7\), expected \(3, 7\)"),
+        (dict(state=(torch.zeros(2, 7), torch.zeros(3, 7))), r"state h has shape \(2, 7\), expected \(3, 7\)"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
     x, h, c, *weights = problem(5, 3, 4, 7, torch.float32)
-    arguments = {"inputs": x, "state": (h, c), "weights": tuple(weights), **change}
+    arguments = {"inputs": x, "state": (h, c), "weights": Weights(*weights), **change}
     with pytest.raises(ValueError, match=message):
         kernels.lstm(**arguments)

@@ -45,5 +45,5 @@ def test_a_state_of_other_sizes_is_named():
     layer = zoo.LSTM(4, 6, num_layers=2)
     with pytest.raises(ValueError, match=r"\[1, 1\] layers, expected 2"):
         layer(torch.randn(5, 3, 4), (torch.zeros(1, 3, 6), torch.zeros(1, 3, 6)))
-    with pytest.raises(ValueError, match=r"state's h has shape \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"state h has shape \(2, 6\)"):
         layer(torch.randn(5, 3, 4), (torch.zeros(2, 2, 6), torch.zeros(2, 2, 6)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import kernels
-from zoo.functional import LSTMState, LSTMWeights
+from zoo.functional import LSTMState, Weights
 from zoo.regularisers import Dropout
 
 
@@ -41,12 +41,12 @@ class LSTM(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
-    def weights(self, layer: int) -> LSTMWeights:
+    def weights(self, layer: int) -> Weights:
         """The four weights of a layer, as `zoo.functional.lstm` takes them."""
         w_ih, w_hh, b_ih, b_hh = (
             self.get_parameter(f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        return w_ih, w_hh, b_ih, b_hh
+        return Weights(w_ih, w_hh, b_ih, b_hh)
 
     def forward(self, inputs: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
         if state is None:
@@ -58,7 +58,7 @@ class LSTM(nn.Module):
         for layer, initial in enumerate(zip(*state, strict=True)):
             if layer:
                 outputs = self.dropout(outputs)
-            outputs, final = kernels.lstm(outputs, initial, self.weights(layer))
+            outputs, final, _ = kernels.lstm(outputs, initial, self.weights(layer))
             finals.append(final)
         h, c = (torch.stack(parts) for parts in zip(*finals, strict=True))
         return outputs, (h, c)

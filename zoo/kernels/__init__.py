@@ -1,46 +1,156 @@
-"""The recurrent equations made fast: each function takes the arguments of its reference in `zoo.functional`."""
+"""The recurrent equations made fast: each function takes the arguments of its reference in `zoo.functional`.
+
+Backends: `reference`, the readable loop itself; `torch`, backpropagation by hand in plain torch, on any device; `native`, the
+same compiled on first use, on the CPU; `triton`, the same with fused steps on CUDA; `vendor`, oneDNN or cuDNN, which know
+no noise. `auto` takes the fastest of those that can run the call.
+"""
 
 from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from zoo import functional
-from zoo.functional import LSTMState, LSTMWeights
-from zoo.kernels import vendor
-from zoo.noise import Noise
+from zoo.functional import LSTMRun, LSTMState, Weights
+from zoo.kernels import bptt, fused, native, pointwise, vendor
+from zoo.kernels.draws import bernoulli as bernoulli
+from zoo.kernels.loops import Loops
+from zoo.noise import GATES, Cell, Noise
 
-Backend = Literal["auto", "reference", "vendor"]
+Backend = Literal["auto", "reference", "torch", "native", "triton", "vendor"]
+
+
+def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool) -> Backend:
+    """The backend that runs a call: the forced one, else the fastest that can; `plain` is what the vendor can run too.
+
+    Raises `ValueError` where the forced one cannot.
+    """
+    native_dtype = inputs.dtype in (torch.float32, torch.float64)
+    able: dict[Backend, bool] = {
+        "vendor": plain,
+        "native": cell in native.CELLS and inputs.device.type == "cpu" and native_dtype and native.available(),
+        "triton": inputs.device.type == "cuda" and fused.available(),
+        "torch": True,
+        "reference": True,
+    }
+    if backend == "auto":
+        return next(name for name, can in able.items() if can)
+    if not able[backend]:
+        raise ValueError(
+            f"backend {backend!r} cannot run this {cell.upper()} on {inputs.device} in {inputs.dtype}; "
+            f"those that can: {', '.join(name for name, can in able.items() if can)}"
+        )
+    return backend
 
 
 def lstm(
-    inputs: Tensor, state: LSTMState, weights: LSTMWeights, noise: Noise = Noise(), backend: Backend = "auto"
-) -> tuple[Tensor, LSTMState]:
+    inputs: Tensor,
+    state: LSTMState,
+    weights: Weights,
+    noise: Noise = Noise(),
+    *,
+    cells: bool = False,
+    backend: Backend = "auto",
+) -> LSTMRun:
     """`zoo.functional.lstm` by the fastest path that can run it; `backend` forces one.
 
-    Raises `ValueError` where shapes disagree or the forced backend cannot run the noise.
+    Every cell state is promised where `cells` asks for it. Raises `ValueError` for arguments that do not fit together, or
+    a forced backend that cannot run them, before any work.
     """
-    _check(inputs, state, weights, noise)
-    if backend == "auto":
-        backend = "vendor" if noise.off else "reference"
-    if backend == "reference":
+    _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
+    chosen = choose(backend, "lstm", inputs, plain=noise.off and not cells)
+    if chosen == "reference":
         return functional.lstm(inputs, state, weights, noise)
-    if not noise.off:
-        raise ValueError(f"backend {backend!r} cannot run noise; use 'auto' or 'reference'")
-    return vendor.lstm(inputs, state, weights)
+    if chosen == "vendor":
+        outputs, *final = vendor.run("lstm", inputs, state, weights)
+        return LSTMRun(outputs, (final[0], final[1]), None)
+    projected = linear(inputs, weights.input, _sum(weights.bias_input, weights.bias_hidden))
+    outputs, all_cells, h, c = bptt.LSTM.apply(projected, *state, weights.hidden, noise, _loops(chosen))  # type: ignore[no-untyped-call]
+    return LSTMRun(outputs, (h, c), all_cells)
 
 
-def _check(inputs: Tensor, state: LSTMState, weights: LSTMWeights, noise: Noise) -> None:
-    w_input, w_hidden, *_ = weights
-    hidden_size = w_hidden.shape[-1]
-    expected = [(4 * hidden_size, w_input.shape[-1]), (4 * hidden_size, hidden_size)] + 2 * [(4 * hidden_size,)]
-    if [value.shape for value in weights] != expected:
-        raise ValueError(f"weights have shapes {[tuple(value.shape) for value in weights]}, expected {expected}")
-    if inputs.ndim != 3 or inputs.shape[2] != w_input.shape[1]:
-        raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (T, B, {w_input.shape[1]})")
-    time, batch, _ = inputs.shape
-    if time == 0:
-        raise ValueError("inputs have no time step: shape " + str(tuple(inputs.shape)))
-    for name, value in zip("hc", state, strict=True):
-        if value.shape != (batch, hidden_size):
-            raise ValueError(f"the state's {name} has shape {tuple(value.shape)}, expected {(batch, hidden_size)}")
-    noise.check(time, batch, hidden_size)
+def gru(
+    inputs: Tensor,
+    state: Tensor,
+    weights: Weights,
+    noise: Noise = Noise(),
+    reset_after: bool = False,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`zoo.functional.gru` by the fastest path that can run it; `backend` forces one. Errors as in `lstm`."""
+    _check("gru", inputs, {"h": state}, weights, noise)
+    chosen = choose(backend, "gru", inputs, plain=noise.off and reset_after)
+    if chosen == "reference":
+        return functional.gru(inputs, state, weights, noise, reset_after)
+    if chosen == "vendor":
+        return vendor.run("gru", inputs, (state,), weights)
+    bias, b_new = weights.bias_hidden, None
+    if reset_after and bias is not None:
+        hidden_size = state.shape[-1]
+        b_new = bias[2 * hidden_size :]
+        bias = torch.cat([bias[: 2 * hidden_size], torch.zeros_like(b_new)])
+    projected = linear(inputs, weights.input, _sum(weights.bias_input, bias))
+    return bptt.GRU.apply(projected, state, weights.hidden, b_new, noise, reset_after, _loops(chosen))  # type: ignore[no-untyped-call, no-any-return]
+
+
+def rnn(
+    inputs: Tensor,
+    state: Tensor,
+    weights: Weights,
+    noise: Noise = Noise(),
+    nonlinearity: bptt.Nonlinearity = "tanh",
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`zoo.functional.rnn` by the fastest path that can run it; `backend` forces one. Errors as in `lstm`."""
+    _check("rnn", inputs, {"h": state}, weights, noise)
+    chosen = choose(backend, "rnn", inputs, plain=noise.off)
+    if chosen == "reference":
+        return functional.rnn(inputs, state, weights, noise, nonlinearity)
+    if chosen == "vendor":
+        return vendor.run(f"rnn_{nonlinearity}", inputs, (state,), weights)
+    projected = linear(inputs, weights.input, _sum(weights.bias_input, weights.bias_hidden))
+    return bptt.RNN.apply(projected, state, weights.hidden, noise, nonlinearity, _loops(chosen))  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _loops(backend: Backend) -> Loops:
+    if backend == "native":
+        return native.Loops()
+    return Loops(fused.pointwise() if backend == "triton" else pointwise)
+
+
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right
+
+
+def _check(cell: Cell, inputs: Tensor, state: dict[str, Tensor], weights: Weights, noise: Noise) -> None:
+    if inputs.ndim != 3:
+        raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (T, B, I)")
+    time, batch, width = inputs.shape
+    if time == 0 or batch == 0:
+        raise ValueError(f"inputs have no {'batch' if time else 'time step'}: shape {tuple(inputs.shape)}")
+    hidden_size = weights.hidden.shape[-1]
+    gates = GATES[cell] * hidden_size
+    expected = {
+        "weights.input": (gates, width),
+        "weights.hidden": (gates, hidden_size),
+        "weights.bias_input": (gates,),
+        "weights.bias_hidden": (gates,),
+        **{f"state {name}": (batch, hidden_size) for name in state},
+    }
+    given = {f"weights.{name}": value for name, value in weights._asdict().items()}
+    given |= {f"state {name}": value for name, value in state.items()}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if value.shape != expected[name]:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected[name]}")
+        if value.dtype != inputs.dtype:
+            raise ValueError(f"{name} is {value.dtype}, the inputs are {inputs.dtype}")
+        if value.device != inputs.device:
+            raise ValueError(f"{name} is on {value.device}, the inputs are on {inputs.device}")
+    noise.check(inputs, hidden_size, cell)

@@ -1,14 +1,31 @@
-"""The vendor's LSTM (oneDNN on the CPU, cuDNN on CUDA) through the one private call that torch.nn.LSTM makes too."""
+"""The vendor's networks (oneDNN on the CPU, cuDNN on CUDA) through the private call that torch.nn.LSTM and its kin make."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from zoo.functional import LSTMState, LSTMWeights
+from zoo.functional import Weights
 
 
-def lstm(inputs: Tensor, state: LSTMState, weights: LSTMWeights) -> tuple[Tensor, LSTMState]:
-    """`zoo.functional.lstm` without noise."""
-    h, c = (value.unsqueeze(0) for value in state)
-    # input, (h, c), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    outputs, h, c = torch._VF.lstm(inputs, (h, c), list(weights), True, 1, 0.0, torch.is_grad_enabled(), False, False)
-    return outputs, (h.squeeze(0), c.squeeze(0))
+def run(
+    cell: Literal["lstm", "gru", "rnn_tanh", "rnn_relu"], inputs: Tensor, state: tuple[Tensor, ...], weights: Weights
+) -> tuple[Tensor, ...]:
+    """One layer without noise: outputs (T, B, H), then the final state (B, H) each."""
+    parameters = [value for value in weights if value is not None]
+    if len(parameters) == 3:
+        parameters.append(torch.zeros_like(parameters[2]))
+    layered = tuple(value.unsqueeze(0) for value in state)
+    has_biases, num_layers, dropout, bidirectional, batch_first = len(parameters) == 4, 1, 0.0, False, False
+    outputs, *final = getattr(torch._VF, cell)(
+        inputs,
+        layered if cell == "lstm" else layered[0],
+        parameters,
+        has_biases,
+        num_layers,
+        dropout,
+        torch.is_grad_enabled(),
+        bidirectional,
+        batch_first,
+    )
+    return (outputs, *(value.squeeze(0) for value in final))

@@ -1,0 +1,170 @@
+"""The loops over time, forward and backward: one recurrent product and one element-wise pass a step.
+
+`gates` (T, B, G H) comes in holding the projected inputs, is overwritten by the open gates, and by their gradients on the
+way back.
+"""
+
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from zoo.noise import Noise
+
+
+class Loops:
+    """The loops of every cell around one implementation of the element-wise pass, such as `zoo.kernels.pointwise`."""
+
+    def __init__(self, pointwise: ModuleType) -> None:
+        self._pointwise = pointwise
+
+    def lstm(self, gates: Tensor, h: Tensor, c: Tensor, w_hidden: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Outputs and cells, each (T, B, H)."""
+        outputs, cells = (gates.new_empty(*gates.shape[:2], h.shape[-1]) for _ in range(2))
+        for t in range(len(gates)):
+            step = noise.at(t)
+            add_product(gates[t], h, w_hidden, step.rec)
+            self._pointwise.lstm(gates[t], h, c, step, outputs[t], cells[t])
+            h, c = outputs[t], cells[t]
+        return outputs, cells
+
+    def lstm_backward(
+        self,
+        gates: Tensor,
+        cells: Tensor,
+        c: Tensor,
+        w_hidden: Tensor,
+        noise: Noise,
+        doutputs: Tensor | None,
+        dcells: Tensor | None,
+        dh: Tensor,
+        dc: Tensor,
+    ) -> None:
+        """Leaves the gradients of the gates in `gates`, and of the initial state in `dh` and `dc`."""
+        for t in reversed(range(len(gates))):
+            step = noise.at(t)
+            if doutputs is not None:
+                dh += doutputs[t]
+            if dcells is not None:
+                dc += dcells[t]
+            self._pointwise.lstm_backward(gates[t], cells[t - 1] if t else c, step, dh, dc)
+            add_product_backward(dh, gates[t], w_hidden, step.rec)
+
+    def gru(
+        self,
+        gates: Tensor,
+        h: Tensor,
+        w_hidden: Tensor,
+        b_new: Tensor | None,
+        noise: Noise,
+        reset_after: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs (T, B, H), and (T, B, H) what the reset gate multiplied (after) or made (before the product)."""
+        outputs, reset = (gates.new_empty(*gates.shape[:2], h.shape[-1]) for _ in range(2))
+        two, w_gates, w_new = _parts(w_hidden)
+        for t in range(len(gates)):
+            step = noise.at(t)
+            rec_gates, rec_new = split_rec(step.rec)
+            add_product(gates[t][:, :two], h, w_gates, rec_gates)
+            if reset_after:
+                reset[t] = 0 if b_new is None else b_new
+                add_product(reset[t], h, w_new, rec_new)
+                self._pointwise.gru_reset(gates[t], reset[t])
+            else:
+                self._pointwise.gru_gates(gates[t], h, rec_new, reset[t])
+                add_product(gates[t][:, two:], reset[t], w_new, None)
+            self._pointwise.gru(gates[t], h, step, outputs[t])
+            h = outputs[t]
+        return outputs, reset
+
+    def gru_backward(
+        self,
+        gates: Tensor,
+        outputs: Tensor,
+        reset: Tensor,
+        h: Tensor,
+        w_hidden: Tensor,
+        noise: Noise,
+        reset_after: bool,
+        doutputs: Tensor | None,
+        dh: Tensor,
+    ) -> None:
+        """Leaves the gradients of the gates in `gates`, of the product that the reset gate follows in `reset`, and `dh`."""
+        two, w_gates, w_new = _parts(w_hidden)
+        for t in reversed(range(len(gates))):
+            step = noise.at(t)
+            rec_gates, rec_new = split_rec(step.rec)
+            previous = outputs[t - 1] if t else h
+            if doutputs is not None:
+                dh += doutputs[t]
+            self._pointwise.gru_backward(gates[t], previous, step, dh)
+            if reset_after:
+                self._pointwise.gru_reset_backward(gates[t], reset[t])
+                add_product_backward(dh, reset[t], w_new, rec_new)
+            else:
+                dreset = gates[t][:, two:] @ w_new
+                self._pointwise.gru_gates_backward(gates[t], previous, rec_new, dreset, dh)
+            add_product_backward(dh, gates[t][:, :two], w_gates, rec_gates)
+
+    def rnn(
+        self, gates: Tensor, h: Tensor, w_hidden: Tensor, noise: Noise, nonlinearity: Literal["tanh", "relu"]
+    ) -> Tensor:
+        """Outputs (T, B, H)."""
+        outputs = torch.empty_like(gates)
+        for t in range(len(gates)):
+            step = noise.at(t)
+            add_product(gates[t], h, w_hidden, step.rec)
+            self._pointwise.rnn(gates[t], h, step, outputs[t], nonlinearity)
+            h = outputs[t]
+        return outputs
+
+    def rnn_backward(
+        self,
+        gates: Tensor,
+        w_hidden: Tensor,
+        noise: Noise,
+        doutputs: Tensor | None,
+        dh: Tensor,
+        nonlinearity: Literal["tanh", "relu"],
+    ) -> None:
+        """Leaves the gradients of what the nonlinearity takes in `gates`, and of the initial state in `dh`."""
+        for t in reversed(range(len(gates))):
+            step = noise.at(t)
+            if doutputs is not None:
+                dh += doutputs[t]
+            self._pointwise.rnn_backward(gates[t], step, dh, nonlinearity)
+            add_product_backward(dh, gates[t], w_hidden, step.rec)
+
+
+def split_rec(rec: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The masks of a GRU's two gates and of its new state, from those of one step."""
+    if rec is None or rec.ndim == 2:
+        return rec, rec
+    rec = rec.expand(3, -1, -1)
+    return rec[:2], rec[2]
+
+
+def _parts(w_hidden: Tensor) -> tuple[int, Tensor, Tensor]:
+    two = 2 * w_hidden.shape[-1]
+    return two, w_hidden[:two], w_hidden[two:]
+
+
+def add_product(gates: Tensor, h: Tensor, w_hidden: Tensor, rec: Tensor | None) -> None:
+    """gates += R (rec * h); a mask of shape (gates, B, H) gives every gate its own copy of h."""
+    if rec is None or rec.ndim == 2:
+        gates.addmm_(h if rec is None else h * rec, w_hidden.T)
+    else:
+        blocks = w_hidden.unflatten(0, (-1, h.shape[-1]))
+        gates.unflatten(1, (len(blocks), -1)).movedim(1, 0).baddbmm_((h * rec).expand(len(blocks), *h.shape), blocks.mT)
+
+
+def add_product_backward(dh: Tensor, dgates: Tensor, w_hidden: Tensor, rec: Tensor | None) -> None:
+    """dh += rec * (R' dgates)."""
+    if rec is None:
+        dh.addmm_(dgates, w_hidden)
+    elif rec.ndim == 2:
+        dh += rec * (dgates @ w_hidden)
+    else:
+        blocks = w_hidden.unflatten(0, (-1, dh.shape[-1]))
+        dh += (rec * torch.bmm(dgates.unflatten(1, (len(blocks), -1)).movedim(1, 0), blocks)).sum(0)
