@@ -9,12 +9,21 @@ import torch
 from zoo.provenance import hardware
 
 
-def write(script: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: str) -> None:
-    """Prints the table and writes it beside the script, as `<script>.md`."""
+def write(
+    script: str,
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: str,
+    device: torch.device | None = None,
+) -> None:
+    """Prints the table and writes it beside the script, as `<script>.md`; that of a GPU as `<script>_cuda.md`."""
     table = [header, ["---"] * len(header), *rows]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in table)
     threads = f"{torch.get_num_threads()} threads"
-    where = f"{datetime.date.today()}; {hardware(torch.device('cpu'))}; {threads}; torch {torch.__version__}."
+    where = f"{datetime.date.today()}; {hardware(device or torch.device('cpu'))}; {threads}; torch {torch.__version__}."
     text = f"# {title}\n\n{lines}\n\n{notes}\n\nMeasured {where}\n"
     print(text)
-    Path(script).with_suffix(".md").write_text(text, encoding="utf-8")
+    path = Path(script)
+    name = path.stem if device is None or device.type == "cpu" else f"{path.stem}_{device.type}"
+    path.with_name(f"{name}.md").write_text(text, encoding="utf-8")

@@ -1,57 +1,393 @@
+"""Every backend against the reference: results, final state and all gradients."""
+
+import subprocess
+import sys
+from itertools import product
+from typing import NamedTuple
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from zoo import functional, kernels
 from zoo.functional import Weights
-from zoo.noise import Noise
+from zoo.kernels import draws, native
+from zoo.noise import GATES, SITES, Noise
+
+needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compiler for the native backend")
+BACKENDS = ["torch", pytest.param("native", marks=needs_native)]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+ODD_SIZES = [(1, 3, 4, 7), (13, 3, 5, 7)]
+MORE_SIZES = [(3, 17, 1, 33), (2, 41, 9, 65), (60, 9, 2, 16)]  # tails of tiles and vectors; chunks of time
+VARIANTS = {
+    "lstm": [{}],
+    "gru": [{"reset_after": True}, {"reset_after": False}],
+    "rnn": [{"nonlinearity": "tanh"}, {"nonlinearity": "relu"}],
+}
+PER_GATE = "rec, one mask a gate"
 
 
-def problem(time: int, batch: int, inputs: int, hidden: int, dtype: torch.dtype):
-    torch.manual_seed(time)
-    shapes = [(time, batch, inputs), (batch, hidden), (batch, hidden)]
-    shapes += [(4 * hidden, inputs), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)]
-    return [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
+def cases():
+    for cell, variants in VARIANTS.items():
+        sites = [(), *((site,) for site in SITES[cell]), (PER_GATE,), SITES[cell], (PER_GATE, *SITES[cell][1:])]
+        for variant, some in product(variants, sites):
+            name = "-".join([cell, *map(str, variant.values()), *(some or ("plain",))])
+            yield pytest.param(cell, variant, some, id=name)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-@pytest.mark.parametrize("sizes", [(1, 3, 4, 7), (13, 3, 5, 7), (13, 1, 1, 8)])
-def test_vendor_equals_reference_with_all_gradients(sizes, dtype, tolerance):
-    results = []
-    for run in (functional.lstm, lambda *arguments: kernels.lstm(*arguments, backend="vendor")):
-        x, h, c, *weights = leaves = problem(*sizes, dtype)
-        outputs, (final_h, final_c), _ = run(x, (h, c), Weights(*weights))
-        torch.manual_seed(0)
-        loss = sum((value * torch.randn_like(value)).sum() for value in (outputs, final_h, final_c))
-        gradients = torch.autograd.grad(loss, leaves)
-        assert all(gradient.norm() > 1e-3 for gradient in gradients)
-        results.append((outputs, final_h, final_c, *gradients))
-    torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance)
+class Problem(NamedTuple):
+    inputs: Tensor
+    state: tuple[Tensor, ...]
+    weights: Weights
+
+    @property
+    def leaves(self):
+        return [self.inputs, *self.state, *(value for value in self.weights if value is not None)]
 
 
-def test_auto_runs_noise_on_the_reference():
-    x, h, c, *weights = problem(5, 3, 4, 7, torch.float32)
-    noise = Noise(hkeep=torch.full((1, 1, 1), 0.5))
-    ours, *_ = kernels.lstm(x, (h, c), Weights(*weights), noise)
-    torch.testing.assert_close(ours, functional.lstm(x, (h, c), Weights(*weights), noise)[0])
-    assert not torch.allclose(ours, kernels.lstm(x, (h, c), Weights(*weights))[0])
+def problem(cell, sizes, dtype=torch.float64, biases=2):
+    time, batch, inputs, hidden = sizes
+    torch.manual_seed(sum(sizes))
+    gates = GATES[cell] * hidden
+    shapes = [(gates, inputs), (gates, hidden), *biases * [(gates,)]]
+
+    def draw(*shape):
+        return torch.randn(shape, dtype=dtype).requires_grad_()
+
+    state = tuple(draw(batch, hidden) for _ in range(2 if cell == "lstm" else 1))
+    weights = Weights(*((draw(*shape) / shape[-1] ** 0.5).detach().requires_grad_() for shape in shapes))
+    return Problem(draw(time, batch, inputs), state, weights)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(noise=Noise(upd=torch.ones(1, 1, 1)), backend="vendor"), "cannot run this LSTM"),
-        (dict(noise=Noise(upd=torch.ones(1, 1, 9))), r"noise\.upd has shape \(1, 1, 9\)"),
-        (
-            dict(weights=Weights(*4 * (torch.zeros(28, 7),))),
-            r"weights\.input has shape \(28, 7\), expected \(28, 4\)",
-        ),
-        (dict(inputs=torch.zeros(5, 3, 9)), r"weights\.input has shape \(28, 4\), expected \(28, 9\)"),
-        (dict(inputs=torch.zeros(0, 3, 4)), "no time step"),
-        (dict(state=(torch.zeros(2, 7), torch.zeros(3, 7))), r"state h has shape \(2, 7\), expected \(3, 7\)"),
-    ],
-)
+def noise_on(cell, sites, sizes, dtype=torch.float64):
+    """Masks of every kind of broadcasting, numbers and bool."""
+    time, batch, _, hidden = sizes
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(time, batch, hidden), (1, batch, hidden), (time, batch, 1), (time, 1, hidden), (1, 1, 1)]
+    masks = {}
+    for turn, site in enumerate(sites):
+        shape = shapes[(turn + SITES[cell].index(site.split(",")[0])) % len(shapes)]
+        if site == PER_GATE:
+            site, shape = "rec", (shape[0], GATES[cell], *shape[1:])
+        values = torch.rand(shape, generator=generator, dtype=dtype)
+        masks[site] = values < 0.6 if turn % 2 and values.numel() > 7 else values * 1.5
+    return Noise(**masks)
+
+
+def run(cell, given, noise, backend, **variant):
+    """Everything that comes out, the cells of an LSTM too."""
+    state = given.state if cell == "lstm" else given.state[0]
+    if cell == "lstm":
+        cells = backend != "vendor"
+        result = kernels.lstm(given.inputs, state, given.weights, noise, cells=cells, backend=backend)
+        return [result.outputs, *result.state, *([result.cells] if cells else [])]
+    return list(getattr(kernels, cell)(given.inputs, state, given.weights, noise, backend=backend, **variant))
+
+
+def with_gradients(results, leaves):
+    generator = torch.Generator().manual_seed(2)
+    loss = sum((value * torch.randn(value.shape, generator=generator, dtype=value.dtype)).sum() for value in results)
+    return [*results, *torch.autograd.grad(loss, leaves)]
+
+
+def same(cell, sizes, sites, backend, dtype, biases=2, threads=1, **variant):
+    given = problem(cell, sizes, dtype, biases)
+    noise = noise_on(cell, sites, sizes, dtype)
+    count = 3 if backend == "vendor" else 4  # which knows no cells
+    expected = with_gradients(run(cell, given, noise, "reference", **variant)[:count], given.leaves)
+    torch.set_num_threads(threads)
+    try:
+        ours = with_gradients(run(cell, given, noise, backend, **variant)[:count], given.leaves)
+    finally:
+        torch.set_num_threads(1)
+    for theirs in expected:
+        assert theirs.norm() > 0
+    torch.testing.assert_close(ours, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("cell", "variant", "sites"), [*cases()])
+def test_every_noise(cell, variant, sites, backend):
+    if backend == "native" and cell not in native.CELLS:
+        pytest.skip(f"no native {cell}")
+    for sizes, dtype in product(ODD_SIZES, TOLERANCE):
+        same(cell, sizes, sites, backend, dtype, **variant)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("sizes", MORE_SIZES, ids=str)
+@needs_native
+def test_native_on_other_sizes_and_threads(sizes, threads):
+    for sites, dtype in product([(), SITES["lstm"], (PER_GATE, "upd", "hkeep")], TOLERANCE):
+        same("lstm", sizes, sites, "native", dtype, threads=threads)
+
+
+@pytest.mark.parametrize("backend", ["vendor", *BACKENDS])
+@pytest.mark.parametrize(("biases", "cell"), [*product([0, 1, 2], VARIANTS)])
+def test_biases_two_one_or_none(cell, biases, backend):
+    if backend == "native" and cell not in native.CELLS:
+        pytest.skip(f"no native {cell}")
+    same(cell, (5, 3, 4, 7), (), backend, torch.float64, biases, **VARIANTS[cell][0])
+
+
+@pytest.mark.parametrize("backend", ["vendor", *BACKENDS])
+@pytest.mark.parametrize(("dtype", "tolerance"), [*TOLERANCE.items()])
+def test_equals_torch_without_noise(backend, dtype, tolerance):
+    given = problem("lstm", (13, 3, 5, 7), dtype)
+    theirs = nn.LSTM(5, 7, dtype=dtype)
+    with torch.no_grad():
+        for parameter, value in zip(theirs.parameters(), given.weights, strict=True):
+            parameter.copy_(value)
+    outputs, final = theirs(given.inputs, tuple(part.unsqueeze(0) for part in given.state))
+    results = [outputs, *(part.squeeze(0) for part in final)]
+    expected = with_gradients(results, [given.inputs, *given.state, *theirs.parameters()])
+    ours = with_gradients(run("lstm", given, Noise(), backend)[:3], given.leaves)
+    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("needed", range(7))
+def test_each_gradient_alone(needed, backend):
+    given = problem("lstm", (5, 3, 4, 7))
+    noise = noise_on("lstm", SITES["lstm"], (5, 3, 4, 7))
+    for position, leaf in enumerate(given.leaves):
+        leaf.requires_grad_(position == needed)
+    expected, ours = (
+        with_gradients(run("lstm", given, noise, name), given.leaves[needed]) for name in ("reference", backend)
+    )
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("given_up", ["outputs", "h", "c", "cells"])
+def test_each_result_alone(given_up, backend):
+    given = problem("lstm", (5, 3, 4, 7))
+    noise = noise_on("lstm", SITES["lstm"], (5, 3, 4, 7))
+    position = ["outputs", "h", "c", "cells"].index(given_up)
+    gradients = []
+    for name in ("reference", backend):
+        result = run("lstm", given, noise, name)[position]
+        gradients.append(torch.autograd.grad(result.square().sum(), given.leaves, allow_unused=True))
+    for theirs, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cell", [*VARIANTS])
+def test_gradients_are_slopes(cell, backend):
+    if backend == "native" and cell not in native.CELLS:
+        pytest.skip(f"no native {cell}")
+    sizes = (3, 2, 2, 3)
+    given, noise = problem(cell, sizes), noise_on(cell, SITES[cell], sizes)
+
+    def value(leaves):
+        states = 1 + len(given.state)
+        moved = Problem(leaves[0], tuple(leaves[1:states]), Weights(*leaves[states:]))
+        generator = torch.Generator().manual_seed(2)
+        return sum(
+            (result * torch.randn(result.shape, generator=generator, dtype=result.dtype)).sum()
+            for result in run(cell, moved, noise, backend)
+        )
+
+    # torch.autograd.gradcheck goes through one graph many times, which these do not allow.
+    gradients = torch.autograd.grad(value(given.leaves), given.leaves)
+    for position, gradient in enumerate(gradients):
+        for element in range(gradient.numel()):
+            moved = []
+            for step in (1e-6, -1e-6):
+                leaves = [leaf.detach().clone() for leaf in given.leaves]
+                leaves[position].view(-1)[element] += step
+                moved.append(value(leaves))
+            slope = (moved[0] - moved[1]) / 2e-6
+            torch.testing.assert_close(gradient.reshape(-1)[element], slope, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sequence_may_be_cut(backend):
+    sizes = (13, 3, 5, 7)
+    given, noise = problem("lstm", sizes), noise_on("lstm", SITES["lstm"], sizes)
+    whole = run("lstm", given, noise, backend)
+    outputs, state = [], given.state
+    for part in (slice(0, 5), slice(5, 13)):
+        masks = Noise(*(mask[part] if len(mask) > 1 else mask for mask in noise))
+        out, *state, _ = run("lstm", Problem(given.inputs[part], tuple(state), given.weights), masks, backend)
+        outputs.append(out)
+    torch.testing.assert_close([torch.cat(outputs), *state], whole[:3], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [*TOLERANCE])
+def test_without_gradients(backend, dtype):
+    given = problem("lstm", (13, 9, 5, 20), dtype)
+    for sites in ((), SITES["lstm"]):
+        noise = noise_on("lstm", sites, (13, 9, 5, 20), dtype)
+        with_graph = run("lstm", given, noise, backend)
+        with torch.no_grad():
+            assert [
+                torch.equal(a, b) for a, b in zip(run("lstm", given, noise, backend), with_graph, strict=True)
+            ] == 4 * [True]
+            short = kernels.lstm(*given, noise, backend=backend)
+        assert short.cells is None
+        torch.testing.assert_close([short.outputs, *short.state], with_graph[:3], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cell", [*VARIANTS])
+def test_a_second_backward_pass_raises(cell, backend):
+    if backend == "native" and cell not in native.CELLS:
+        pytest.skip(f"no native {cell}")
+    outputs = run(cell, problem(cell, (5, 3, 4, 7)), Noise(), backend)[0]
+    outputs.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward"):
+        outputs.sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_that_is_not_contiguous(backend):
+    time, batch, _, hidden = sizes = (6, 5, 4, 18)
+    given = problem("lstm", sizes)
+    strange = Problem(
+        given.inputs.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_(),
+        tuple(part[:1].detach().expand(batch, hidden).requires_grad_() for part in given.state),
+        Weights(*(value.detach().repeat(2, *[1] * (value.ndim - 1))[::2].requires_grad_() for value in given.weights)),
+    )
+    masks = Noise(
+        hkeep=torch.rand(hidden, batch, time, dtype=torch.float64).permute(2, 1, 0),
+        ckeep=torch.rand(batch, time, hidden, dtype=torch.float64).transpose(0, 1) < 0.5,
+        upd=torch.rand(time, 2 * batch, 2 * hidden, dtype=torch.float64)[:, ::2, ::2],
+    )
+    gradients = []
+    for name in ("reference", backend):
+        results = run("lstm", strange, masks, name)
+        # The sum's gradient is one number, expanded.
+        gradients.append([*results, *torch.autograd.grad(results[0].sum(), strange.leaves)])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@needs_native
+def test_auto_takes_what_is_fast():
+    given = problem("lstm", (5, 3, 4, 7), torch.float32)
+    zoned = noise_on("lstm", ("hkeep",), (5, 3, 4, 7), torch.float32)
+    assert kernels.choose("auto", "lstm", given.inputs, plain=True) == "vendor"
+    assert kernels.choose("auto", "lstm", given.inputs, plain=False) == "native"
+    assert kernels.choose("auto", "lstm", given.inputs.bfloat16(), plain=False) == "torch"
+    assert torch.equal(run("lstm", given, zoned, "auto")[0], run("lstm", given, zoned, "native")[0])
+
+
+@needs_native
+def test_without_a_compiler_plain_torch_takes_its_place(tmp_path):
+    code = (
+        "import logging, torch; logging.basicConfig()\n"
+        "from zoo import kernels\n"
+        "x = torch.zeros(1, 1, 1)\n"
+        "print(kernels.choose('auto', 'lstm', x, plain=False), kernels.choose('auto', 'lstm', x, plain=False))"
+    )
+    environment = {"PATH": "", "CXX": "no-such-compiler", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["torch", "torch"]
+    assert done.stderr.count("\n") == 1
+    assert "no native recurrent code, plain torch runs instead" in done.stderr
+    assert "no-such-compiler" in done.stderr
+
+
+@needs_native
+def test_the_compiled_code_is_cached_and_a_broken_build_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = native._built()
+    assert first.parent == tmp_path / "recurrent-zoo"
+    stamp = first.stat().st_mtime_ns
+    assert native._built() == first
+    assert first.stat().st_mtime_ns == stamp
+    assert [*first.parent.iterdir()] == [first]
+    first.unlink()
+    monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, "--no-such-flag"))
+    with pytest.raises(subprocess.CalledProcessError):
+        native._built()
+    assert not [*first.parent.iterdir()]
+
+
+@needs_native
+@pytest.mark.parametrize("count", [1, 2, 7, 100_001])
+@pytest.mark.parametrize("threshold", [0, 1, 2**31, 2**32 - 5, 2**32])
+def test_native_draws_are_those_of_plain_torch(count, threshold):
+    for seed in (0, 5, 2**63 - 1):
+        ours, plain = (draw(seed, threshold, (count,)) for draw in (native.bernoulli, draws.hashed_bernoulli))
+        assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("draw", [draws.hashed_bernoulli, pytest.param(native.bernoulli, marks=needs_native)])
+def test_draws_are_independent_and_of_the_right_rate(draw):
+    values = draw(3, round(0.3 * 2**32), (1000, 1000)).double()
+    deviation = (0.3 * 0.7) ** 0.5
+    assert abs(values.mean() - 0.3) < 5 * deviation / 1000
+    assert abs(values.mean(0) - 0.3).max() < 5 * deviation / 1000**0.5
+    centred = (values.flatten() - 0.3) / deviation
+    for lag in (1, 2, 3, 64, 1000, 4096):  # correlations of N(0, 1 / count)
+        assert abs((centred[lag:] * centred[:-lag]).mean()) < 5e-3
+    others = (draw(4, round(0.3 * 2**32), (1000, 1000)).double().flatten() - 0.3) / deviation
+    assert abs((centred * others).mean()) < 5e-3
+
+
+def test_torchs_seed_fixes_the_draws():
+    torch.manual_seed(0)
+    first, second = (kernels.bernoulli(0.5, 10, 10) for _ in range(2))
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(kernels.bernoulli(0.5, 10, 10), first)
+    assert kernels.bernoulli(1.0, 1000).all()
+    assert not kernels.bernoulli(0.0, 1000).any()
+
+
+def test_kept_memory_of_the_reference_is_not_consumed():
+    given = problem("lstm", (5, 3, 4, 7))
+    outputs = run("lstm", given, Noise(), "reference")[0]
+    (first,) = torch.autograd.grad(outputs.square().sum(), given.inputs, create_graph=True)
+    first.sum().backward()  # a second derivative
+    assert given.inputs.grad.norm() > 0
+
+
+WRONG = {
+    "mask": (dict(noise=Noise(upd=torch.ones(1, 1, 9))), r"noise\.upd has shape \(1, 1, 9\), .* \(5, 3, 7\)"),
+    "negative": (dict(noise=Noise(out=torch.full((1, 1, 1), -0.5))), r"noise\.out holds values from -0.5"),
+    "infinite": (dict(noise=Noise(out=torch.full((1, 1, 1), float("inf")))), r"noise\.out holds values .* to inf"),
+    "nan": (dict(noise=Noise(ckeep=torch.full((1, 1, 1), float("nan")))), r"noise\.ckeep holds values from nan"),
+    "mask dtype": (dict(noise=Noise(rec=torch.ones(1, 1, 1).double())), r"noise\.rec is torch.float64.*torch.float32"),
+    "mask device": (dict(noise=Noise(rec=torch.ones(1, 1, 1, device="meta"))), r"noise\.rec is on meta.* cpu"),
+    "vendor": (dict(noise=Noise(upd=torch.ones(1, 1, 1)), backend="vendor"), "'vendor' cannot run this LSTM"),
+    "weights": (
+        dict(weights=Weights(*4 * [torch.zeros(28, 7)])),
+        r"weights\.input has shape \(28, 7\), expected \(28, 4\)",
+    ),
+    "width": (dict(inputs=torch.zeros(5, 3, 9)), r"weights\.input has shape \(28, 4\), expected \(28, 9\)"),
+    "time": (dict(inputs=torch.zeros(0, 3, 4)), r"no time step: shape \(0, 3, 4\)"),
+    "batch": (dict(inputs=torch.zeros(5, 0, 4)), r"no batch: shape \(5, 0, 4\)"),
+    "two dimensions": (dict(inputs=torch.zeros(5, 4)), r"shape \(5, 4\), expected \(T, B, I\)"),
+    "state": (dict(state=(torch.zeros(2, 7), torch.zeros(3, 7))), r"state h has shape \(2, 7\), expected \(3, 7\)"),
+    "dtype": (dict(state=2 * (torch.zeros(3, 7).double(),)), r"state h is torch.float64, the inputs are torch.float32"),
+    "device": (dict(inputs=torch.zeros(5, 3, 4, device="meta")), r"weights\.input is on cpu, the inputs are on meta"),
+    "triton": (dict(backend="triton"), "'triton' cannot run this LSTM on cpu in torch.float32; those that can: vendor"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), [*WRONG.values()], ids=[*WRONG])
 def test_wrong_arguments_are_named(change, message):
-    x, h, c, *weights = problem(5, 3, 4, 7, torch.float32)
-    arguments = {"inputs": x, "state": (h, c), "weights": Weights(*weights), **change}
+    given = problem("lstm", (5, 3, 4, 7), torch.float32)
     with pytest.raises(ValueError, match=message):
-        kernels.lstm(**arguments)
+        kernels.lstm(**{**given._asdict(), **change})
+
+
+def test_masks_of_other_cells_are_refused():
+    given = problem("gru", (5, 3, 4, 7))
+    with pytest.raises(ValueError, match=r"noise\.cmul has no place in a GRU, whose sites are rec, upd, hkeep, out"):
+        kernels.gru(given.inputs, given.state[0], given.weights, Noise(cmul=torch.ones(1, 1, 1)))
+    given = problem("rnn", (5, 3, 4, 7))
+    with pytest.raises(ValueError, match=r"noise\.upd has no place in a RNN"):
+        kernels.rnn(given.inputs, given.state[0], given.weights, Noise(upd=torch.ones(1, 1, 1)))
+
+
+def test_reference_takes_the_arguments_of_the_kernels():
+    given = problem("gru", (5, 3, 4, 7))
+    for name, arguments in {"gru": given.state[0], "lstm": None}.items():
+        if arguments is not None:
+            ours = getattr(kernels, name)(given.inputs, arguments, given.weights, backend="torch")
+            torch.testing.assert_close(ours, getattr(functional, name)(given.inputs, arguments, given.weights))

@@ -11,20 +11,57 @@ if TYPE_CHECKING:
     from zoo.hub import build as build
     from zoo.hub import load as load
     from zoo.hub import names as names
+    from zoo.layers import GRU as GRU
     from zoo.layers import LSTM as LSTM
+    from zoo.layers import RNN as RNN
+    from zoo.layers import BatchNormLSTM as BatchNormLSTM
+    from zoo.layers import LayerNormLSTM as LayerNormLSTM
+    from zoo.regularisers import ActivationRegularisation as ActivationRegularisation
+    from zoo.regularisers import CellDropout as CellDropout
+    from zoo.regularisers import CurriculumDropout as CurriculumDropout
+    from zoo.regularisers import DropConnect as DropConnect
     from zoo.regularisers import Dropout as Dropout
+    from zoo.regularisers import EmbeddingDropout as EmbeddingDropout
+    from zoo.regularisers import GaussianWeightNoise as GaussianWeightNoise
+    from zoo.regularisers import InputGateDropout as InputGateDropout
+    from zoo.regularisers import LockedDropout as LockedDropout
+    from zoo.regularisers import NormStabiliser as NormStabiliser
+    from zoo.regularisers import RecurrentDropout as RecurrentDropout
+    from zoo.regularisers import StateDropout as StateDropout
+    from zoo.regularisers import StochasticDepth as StochasticDepth
+    from zoo.regularisers import TemporalActivationRegularisation as TemporalActivationRegularisation
+    from zoo.regularisers import WeightDrop as WeightDrop
+    from zoo.regularisers import Zoneout as Zoneout
 
 _HOME = {
-    "names": "zoo.hub",
-    "load": "zoo.hub",
-    "build": "zoo.hub",
-    "LSTM": "zoo.layers",
-    "Dropout": "zoo.regularisers",
+    **dict.fromkeys(("names", "load", "build"), "zoo.hub"),
+    **dict.fromkeys(("BatchNormLSTM", "GRU", "LSTM", "LayerNormLSTM", "RNN"), "zoo.layers"),
+    **dict.fromkeys(
+        (
+            "ActivationRegularisation",
+            "CellDropout",
+            "CurriculumDropout",
+            "DropConnect",
+            "Dropout",
+            "EmbeddingDropout",
+            "GaussianWeightNoise",
+            "InputGateDropout",
+            "LockedDropout",
+            "NormStabiliser",
+            "RecurrentDropout",
+            "StateDropout",
+            "StochasticDepth",
+            "TemporalActivationRegularisation",
+            "WeightDrop",
+            "Zoneout",
+        ),
+        "zoo.regularisers",
+    ),
 }
 
 __version__ = "0.1.0"
 
-__all__ = ["LSTM", "Dropout", "build", "load", "names"]
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> object:

@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from zoo.errors import UserError
+from zoo.regularisers import CurriculumDropout
 from zoo.score import tokenizer_of, visible
 from zoo.tasks import LanguageModel
 
@@ -102,6 +103,58 @@ class LearningCurve(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self._seconds = list(state_dict["rows"]), state_dict["seconds"]
+
+
+class DropoutCurriculum(Callback):
+    """Raises the model's drop probabilities from 0 to their own values as the fit goes on (`CurriculumDropout`).
+
+    gamma is a rate per update; None takes 10 / the run's number of updates. A resumed run keeps the gamma it began with.
+    Validation during the fit sees the current probabilities; after it, or when it breaks off, the model has its own back.
+    """
+
+    def __init__(self, gamma: float | None = None) -> None:
+        if gamma is not None and not 0 < gamma < math.inf:
+            raise UserError(f"gamma is {gamma}; it must be positive and finite")
+        self.gamma = gamma
+        self._schedule: CurriculumDropout | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not in on_fit_start: counting the updates loads the data, which then misses its position in the checkpoint.
+        gamma = self.gamma
+        if gamma is None:
+            updates = trainer.estimated_stepping_batches
+            if updates == math.inf:
+                raise UserError("gamma is None, which stands for 10 / the number of updates, and this run has no end")
+            gamma = 10 / max(updates, 1)
+        try:
+            self._schedule = CurriculumDropout(pl_module, gamma)
+        except ValueError as error:
+            raise UserError(f"DropoutCurriculum: {error}") from error
+        if self._resumed is not None:
+            self._schedule.load_state_dict(self._resumed)
+            self._resumed = None
+        self._schedule.at(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if self._schedule is not None and self._schedule.updates != trainer.global_step:
+            self._schedule.at(trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._schedule is None else self._schedule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict
+
+    def _finish(self) -> None:
+        if self._schedule is not None:
+            self._schedule.finish()
 
 
 class SurprisalFile(Callback):

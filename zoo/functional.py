@@ -19,7 +19,7 @@ LSTMState = tuple[Tensor, Tensor]
 
 
 class Weights(NamedTuple):
-    """What one recurrent layer learns, the gates stacked: G = 4 (i, f, g, o) of an LSTM, 3 (r, z, n) of a GRU, 1 of an RNN."""
+    """What one recurrent layer learns, its gates stacked: G = 4 (i, f, g, o) of an LSTM, 3 (r, z, n) of a GRU, else 1."""
 
     input: Tensor
     """W, (G H, I)."""
@@ -120,8 +120,8 @@ def batch_norm_lstm(
         i, f, g, o = BN(W x(t); gain_input) + BN(R (rec * h(t-1)); gain_hidden) + b_W + b_R
         h' = sigmoid(o) * tanh(BN(c'; gain_cell, bias_cell))
 
-    and the rest as in `lstm`; BN(a; g) = g * (a - mean) / sqrt(variance + eps) with the moments of its own time step over the
-    batch or, where given, with those of the population. The carried cell is not normalised. Cooijmans et al. 2017,
+    and the rest as in `lstm`; BN(a; g) = g * (a - mean) / sqrt(variance + eps) with the moments of its own time step over
+    the batch or, where given, with those of the population. The carried cell is not normalised. Cooijmans et al. 2017,
     "Recurrent batch normalization", arXiv 1603.09025, equations 6 to 8; with zoneout both see the un-zoned c' (Krueger et
     al. 2017, section 4.3).
 
@@ -195,15 +195,15 @@ def gru(
     inputs (T, B, I), state (B, H) -> outputs (T, B, H), final state.
     """
     h, hidden_size = state, state.shape[-1]
-    r_gates, r_new = weights.hidden.split([2 * hidden_size, hidden_size])
+    r_gates, r_new = weights.hidden.tensor_split([2 * hidden_size])
     b_gates, b_new = (
-        (None, None) if weights.bias_hidden is None else weights.bias_hidden.split([2 * hidden_size, hidden_size])
+        (None, None) if weights.bias_hidden is None else weights.bias_hidden.tensor_split([2 * hidden_size])
     )
     outputs = []
     for t, from_inputs in enumerate(linear(inputs, weights.input, weights.bias_input).unbind(0)):
         rec, upd, _, _, hkeep, out = noise.at(t)
-        rec_gates, rec_new = (rec, rec) if rec is None or rec.ndim == 2 else rec.expand(3, -1, -1).split([2, 1])
-        x_gates, x_new = from_inputs.split([2 * hidden_size, hidden_size], dim=-1)
+        rec_gates, rec_new = (rec, rec) if rec is None or rec.ndim == 2 else rec.expand(3, -1, -1).tensor_split([2])
+        x_gates, x_new = from_inputs.tensor_split([2 * hidden_size], dim=-1)
         r, z = _plus(x_gates + _recurrent(h, r_gates, rec_gates), b_gates).sigmoid().chunk(2, dim=-1)
         if reset_after:
             n = x_new + r * _plus(_recurrent(h, r_new, rec_new), b_new)

@@ -1,8 +1,8 @@
 """The recurrent equations made fast: each function takes the arguments of its reference in `zoo.functional`.
 
-Backends: `reference`, the readable loop itself; `torch`, backpropagation by hand in plain torch, on any device; `native`, the
-same compiled on first use, on the CPU; `triton`, the same with fused steps on CUDA; `vendor`, oneDNN or cuDNN, which know
-no noise. `auto` takes the fastest of those that can run the call.
+Backends: `reference`, the readable loop itself; `torch`, backpropagation by hand in plain torch, on any device; `native`,
+the same compiled on first use, on the CPU; `triton`, the same with fused steps on CUDA; `vendor`, oneDNN or cuDNN, which
+know no noise. `auto` takes the fastest of those that can run the call.
 """
 
 from typing import Literal
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from zoo import functional
-from zoo.functional import LSTMRun, LSTMState, Weights
-from zoo.kernels import bptt, fused, native, pointwise, vendor
+from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
+from zoo.kernels import bptt, fused, native, normalised, pointwise, vendor
 from zoo.kernels.draws import bernoulli as bernoulli
 from zoo.kernels.loops import Loops
 from zoo.noise import GATES, Cell, Noise
@@ -65,9 +65,14 @@ def lstm(
     if chosen == "vendor":
         outputs, *final = vendor.run("lstm", inputs, state, weights)
         return LSTMRun(outputs, (final[0], final[1]), None)
-    projected = linear(inputs, weights.input, _sum(weights.bias_input, weights.bias_hidden))
-    outputs, all_cells, h, c = bptt.LSTM.apply(projected, *state, weights.hidden, noise, _loops(chosen))  # type: ignore[no-untyped-call]
-    return LSTMRun(outputs, (h, c), all_cells)
+    bias = _sum(weights.bias_input, weights.bias_hidden)
+    arguments = inputs, *state, weights.input, weights.hidden, bias, noise
+    if torch.is_grad_enabled():
+        outputs, all_cells, h, c = bptt.LSTM.apply(*arguments, _loops(chosen))  # type: ignore[no-untyped-call]
+    else:
+        _, outputs, all_cells = _loops(chosen).lstm(*arguments, keep=cells)
+        h, c = outputs[-1].clone(), all_cells[-1].clone()
+    return LSTMRun(outputs, (h, c), all_cells if cells else None)
 
 
 def gru(
@@ -85,7 +90,8 @@ def gru(
     if chosen == "reference":
         return functional.gru(inputs, state, weights, noise, reset_after)
     if chosen == "vendor":
-        return vendor.run("gru", inputs, (state,), weights)
+        outputs, h = vendor.run("gru", inputs, (state,), weights)
+        return outputs, h
     bias, b_new = weights.bias_hidden, None
     if reset_after and bias is not None:
         hidden_size = state.shape[-1]
@@ -110,9 +116,67 @@ def rnn(
     if chosen == "reference":
         return functional.rnn(inputs, state, weights, noise, nonlinearity)
     if chosen == "vendor":
-        return vendor.run(f"rnn_{nonlinearity}", inputs, (state,), weights)
+        outputs, h = vendor.run("rnn_tanh" if nonlinearity == "tanh" else "rnn_relu", inputs, (state,), weights)
+        return outputs, h
     projected = linear(inputs, weights.input, _sum(weights.bias_input, weights.bias_hidden))
     return bptt.RNN.apply(projected, state, weights.hidden, noise, nonlinearity, _loops(chosen))  # type: ignore[no-untyped-call, no-any-return]
+
+
+def batch_norm_lstm(
+    inputs: Tensor,
+    state: LSTMState,
+    weights: Weights,
+    gains: Gains,
+    noise: Noise = Noise(),
+    population: Moments | None = None,
+    eps: float = 1e-5,
+    *,
+    backend: Backend = "auto",
+) -> tuple[LSTMRun, Moments]:
+    """`zoo.functional.batch_norm_lstm` by the fastest path that can run it, `torch`; `backend` forces one.
+
+    No gradient goes through the moments that come out, nor, but by the reference, into a population. Errors as in `lstm`.
+    """
+    _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
+    normalised.check(inputs, weights, gains, population)
+    if _choose_normalised(backend, inputs) == "reference":
+        run, used = functional.batch_norm_lstm(inputs, state, weights, gains, noise, population, eps)
+        return run, Moments(*(moment.detach() for moment in used))
+    product, bias = linear(inputs, weights.input), _sum(weights.bias_input, weights.bias_hidden)
+    run, used = normalised.lstm("batch", product, state, weights.hidden, bias, gains, noise, population, eps)
+    return run, Moments(*(moment.squeeze(1) for moment in used))
+
+
+def layer_norm_lstm(
+    inputs: Tensor,
+    state: LSTMState,
+    weights: Weights,
+    gains: Gains,
+    noise: Noise = Noise(),
+    eps: float = 1e-5,
+    *,
+    backend: Backend = "auto",
+) -> LSTMRun:
+    """`zoo.functional.layer_norm_lstm` by the fastest path that can run it, `torch`; `backend` forces one.
+
+    Errors as in `lstm`.
+    """
+    _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
+    normalised.check(inputs, weights, gains)
+    if _choose_normalised(backend, inputs) == "reference":
+        return functional.layer_norm_lstm(inputs, state, weights, gains, noise, eps)
+    product, bias = linear(inputs, weights.input), _sum(weights.bias_input, weights.bias_hidden)
+    run, _ = normalised.lstm("layer", product, state, weights.hidden, bias, gains, noise, None, eps)
+    return run
+
+
+def _choose_normalised(backend: Backend, inputs: Tensor) -> Backend:
+    if backend not in ("auto", "torch", "reference"):
+        raise ValueError(
+            f"backend {backend!r} cannot run this normalised LSTM on {inputs.device} in {inputs.dtype}; "
+            "those that can: torch, reference"
+        )
+    return "torch" if backend == "auto" else backend
 
 
 def _loops(backend: Backend) -> Loops:

@@ -4,11 +4,13 @@
 way back.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from zoo.noise import Noise
 
@@ -19,29 +21,45 @@ class Loops:
     def __init__(self, pointwise: ModuleType) -> None:
         self._pointwise = pointwise
 
-    def lstm(self, gates: Tensor, h: Tensor, c: Tensor, w_hidden: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Outputs and cells, each (T, B, H)."""
+    def lstm(
+        self,
+        inputs: Tensor,
+        h: Tensor,
+        c: Tensor,
+        w_input: Tensor,
+        w_hidden: Tensor,
+        bias: Tensor | None,
+        noise: Noise,
+        keep: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gates, outputs (T, B, H) and cells (T, B, H); without `keep` maybe unfit gates and the last cells alone."""
+        gates = linear(inputs, w_input, bias)
         outputs, cells = (gates.new_empty(*gates.shape[:2], h.shape[-1]) for _ in range(2))
         for t in range(len(gates)):
             step = noise.at(t)
             add_product(gates[t], h, w_hidden, step.rec)
             self._pointwise.lstm(gates[t], h, c, step, outputs[t], cells[t])
             h, c = outputs[t], cells[t]
-        return outputs, cells
+        return gates, outputs, cells
 
     def lstm_backward(
         self,
         gates: Tensor,
+        inputs: Tensor,
+        outputs: Tensor,
         cells: Tensor,
+        h: Tensor,
         c: Tensor,
+        w_input: Tensor,
         w_hidden: Tensor,
         noise: Noise,
         doutputs: Tensor | None,
         dcells: Tensor | None,
         dh: Tensor,
         dc: Tensor,
-    ) -> None:
-        """Leaves the gradients of the gates in `gates`, and of the initial state in `dh` and `dc`."""
+        needed: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Leaves the initial state's gradients in `dh` and `dc`; returns those of inputs, W, R and bias, where needed."""
         for t in reversed(range(len(gates))):
             step = noise.at(t)
             if doutputs is not None:
@@ -50,6 +68,12 @@ class Loops:
                 dc += dcells[t]
             self._pointwise.lstm_backward(gates[t], cells[t - 1] if t else c, step, dh, dc)
             add_product_backward(dh, gates[t], w_hidden, step.rec)
+        return (
+            gates @ w_input if needed[0] else None,
+            product_of_steps(gates, inputs) if needed[1] else None,
+            hidden_weight_gradient(gates, outputs, h, noise.rec) if needed[2] else None,
+            gates.sum((0, 1)) if needed[3] else None,
+        )
 
     def gru(
         self,
@@ -155,8 +179,8 @@ def add_product(gates: Tensor, h: Tensor, w_hidden: Tensor, rec: Tensor | None) 
     if rec is None or rec.ndim == 2:
         gates.addmm_(h if rec is None else h * rec, w_hidden.T)
     else:
-        blocks = w_hidden.unflatten(0, (-1, h.shape[-1]))
-        gates.unflatten(1, (len(blocks), -1)).movedim(1, 0).baddbmm_((h * rec).expand(len(blocks), *h.shape), blocks.mT)
+        blocks = _gates(w_hidden, 0, h.shape[-1])
+        _gates(gates, 1, h.shape[-1]).movedim(1, 0).baddbmm_((h * rec).expand(len(blocks), *h.shape), blocks.mT)
 
 
 def add_product_backward(dh: Tensor, dgates: Tensor, w_hidden: Tensor, rec: Tensor | None) -> None:
@@ -166,5 +190,26 @@ def add_product_backward(dh: Tensor, dgates: Tensor, w_hidden: Tensor, rec: Tens
     elif rec.ndim == 2:
         dh += rec * (dgates @ w_hidden)
     else:
-        blocks = w_hidden.unflatten(0, (-1, dh.shape[-1]))
-        dh += (rec * torch.bmm(dgates.unflatten(1, (len(blocks), -1)).movedim(1, 0), blocks)).sum(0)
+        blocks = _gates(w_hidden, 0, dh.shape[-1])
+        dh += (rec * torch.bmm(_gates(dgates, 1, dh.shape[-1]).movedim(1, 0), blocks)).sum(0)
+
+
+def hidden_weight_gradient(dgates: Tensor, outputs: Tensor, h: Tensor, rec: Tensor | None) -> Tensor:
+    """The gradient of R, from all steps at once."""
+    if rec is None:
+        return product_of_steps(dgates[1:], outputs[:-1]).addmm_(dgates[0].T, h)
+    previous = torch.cat([h.unsqueeze(0), outputs[:-1]])
+    if rec.ndim == 3:
+        return product_of_steps(dgates, previous.mul_(rec))
+    blocks = _gates(dgates, -1, h.shape[-1]).unbind(-2)
+    masks = rec.expand(-1, len(blocks), -1, -1).unbind(1)
+    return torch.cat([product_of_steps(block, previous * mask) for block, mask in zip(blocks, masks, strict=True)])
+
+
+def product_of_steps(left: Tensor, right: Tensor) -> Tensor:
+    """The sum over steps and batch of left' right: (T, B, M), (T, B, N) -> (M, N)."""
+    return left.flatten(0, 1).T @ right.flatten(0, 1)
+
+
+def _gates(stacked: Tensor, dim: int, hidden_size: int) -> Tensor:
+    return stacked.unflatten(dim, (-1, hidden_size))  # type: ignore[no-untyped-call, no-any-return]

@@ -1,12 +1,229 @@
-from torch import Tensor
-from zoo.kernels.loops import Loops as Loops
+"""The native CPU backend: `native.cpp`, compiled on first use and cached.
 
-CELLS = ()
+A C++ compiler (`$CXX`, or c++, g++ or clang++) builds it in seconds for this very processor; without one, or with
+`ZOO_NATIVE=0`, the backend is not available, one line in the log says so, and plain torch takes its place.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoo.kernels import loops, pointwise
+from zoo.noise import Cell, Noise
+
+CELLS: tuple[Cell, ...] = ("lstm",)
+"""The cells that have native loops."""
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+_LOG = logging.getLogger(__name__)
+
+
+class _Mask(ctypes.Structure):
+    """`Mask` of native.cpp."""
+
+    _fields_ = [
+        ("values", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("kind", "time", "gate", "batch", "unit")),
+    ]
+
+
+class _Arguments(ctypes.Structure):
+    """`Arguments` of native.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("time", "batch", "width", "hidden", "threads", "keep", "per_gate")),
+        *(
+            (name, ctypes.c_void_p)
+            for names in (
+                ("inputs", "h", "c", "w_input", "w_hidden", "bias"),
+                ("gates", "outputs", "cells", "doutputs", "dcells"),
+                ("dh", "dc", "dinputs", "dw_input", "dw_hidden", "dbias"),
+            )
+            for name in names
+        ),
+        ("masks", _Mask * len(Noise._fields)),
+    ]
+
+
+class Loops(loops.Loops):
+    """The LSTM's loops in native code, the products with the inputs included; the other cells' in plain torch."""
+
+    def __init__(self) -> None:
+        super().__init__(pointwise)
+
+    def lstm(
+        self,
+        inputs: Tensor,
+        h: Tensor,
+        c: Tensor,
+        w_input: Tensor,
+        w_hidden: Tensor,
+        bias: Tensor | None,
+        noise: Noise,
+        keep: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        time, batch, hidden_size = *inputs.shape[:2], h.shape[-1]
+        gates = inputs.new_empty(time, batch, 4 * hidden_size)
+        outputs = inputs.new_empty(time, batch, hidden_size)
+        cells = inputs.new_empty(time if keep else 1, batch, hidden_size)
+        given = {"h": h, "c": c, "w_input": w_input, "w_hidden": w_hidden, "bias": bias}
+        _call("lstm_forward", inputs, gates, given, {"outputs": outputs, "cells": cells}, noise, keep)
+        return gates, outputs, cells
+
+    def lstm_backward(
+        self,
+        gates: Tensor,
+        inputs: Tensor,
+        outputs: Tensor,
+        cells: Tensor,
+        h: Tensor,
+        c: Tensor,
+        w_input: Tensor,
+        w_hidden: Tensor,
+        noise: Noise,
+        doutputs: Tensor | None,
+        dcells: Tensor | None,
+        dh: Tensor,
+        dc: Tensor,
+        needed: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        given: dict[str, Tensor | None] = {
+            "outputs": outputs,
+            "cells": cells,
+            "h": h,
+            "c": c,
+            "w_input": w_input,
+            "w_hidden": w_hidden,
+        }
+        given |= {"doutputs": doutputs, "dcells": dcells}
+        made = [
+            inputs.new_empty(shape) if need else None
+            for shape, need in zip(
+                (inputs.shape, w_input.shape, w_hidden.shape, w_hidden.shape[:1]), needed, strict=True
+            )
+        ]
+        written = dict(zip(("dinputs", "dw_input", "dw_hidden", "dbias"), made, strict=True))
+        _call("lstm_backward", inputs, gates, given, {"dh": dh, "dc": dc, **written}, noise)
+        return made[0], made[1], made[2], made[3]
 
 
 def available() -> bool:
-    return False
+    """Whether the native code is there; builds it where it can be built."""
+    return _library() is not None
 
 
 def bernoulli(seed: int, threshold: int, shape: tuple[int, ...]) -> Tensor:
-    raise NotImplementedError
+    """`zoo.kernels.draws.hashed_bernoulli` in native code."""
+    out = torch.empty(shape, dtype=torch.bool)
+    _library().bernoulli(  # type: ignore[union-attr]  # called where it is available
+        ctypes.c_uint64(seed),
+        ctypes.c_uint64(threshold),
+        ctypes.c_int64(out.numel()),
+        ctypes.c_int64(torch.get_num_threads()),
+        ctypes.c_void_p(out.data_ptr()),
+    )
+    return out
+
+
+def _call(
+    name: str,
+    inputs: Tensor,
+    gates: Tensor,
+    given: Mapping[str, Tensor | None],
+    written: Mapping[str, Tensor | None],
+    noise: Noise,
+    keep: bool = True,
+) -> None:
+    """Runs a function of the library on tensors it reads and tensors, contiguous, that it writes."""
+    (time, batch, width), gate_width = inputs.shape, gates.shape[-1]
+    per_gate = noise.rec is not None and noise.rec.ndim == 4
+    arguments = _Arguments(time, batch, width, gate_width // 4, torch.get_num_threads(), keep, per_gate)
+    held = {
+        tensor: None if value is None else value.contiguous() for tensor, value in {"inputs": inputs, **given}.items()
+    }
+    held |= {"gates": gates, **written}
+    for tensor, value in held.items():
+        setattr(arguments, tensor, None if value is None else value.data_ptr())
+    # Units side by side, or alike.
+    masks = [m if m is None or m.shape[-1] == 1 or m.stride(-1) == 1 else m.contiguous() for m in noise]
+    for site, mask in enumerate(masks):
+        if mask is None:
+            continue
+        steps = [0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride(), strict=True)]
+        if mask.ndim == 3:
+            steps.insert(1, 0)
+        arguments.masks[site] = _Mask(mask.data_ptr(), 2 if mask.dtype == torch.bool else 1, *steps)
+    getattr(_library(), f"{name}_{str(inputs.dtype).removeprefix('torch.')}")(ctypes.byref(arguments))
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    if os.environ.get("ZOO_NATIVE") == "0":
+        _LOG.info("native recurrent code is switched off by ZOO_NATIVE=0")
+        return None
+    try:
+        return ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        _LOG.warning("no native recurrent code, plain torch runs instead: %s", said.strip().splitlines()[-1])
+        return None
+
+
+def _built() -> Path:
+    """The compiled library, from the cache where the source, the compiler, the processor and torch are the same."""
+    found = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if found is None:
+        raise OSError("no C++ compiler found (set CXX, or install g++ or clang++)")
+    compiler = shlex.split(found)
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = (_SOURCE.read_text(encoding="utf-8"), version, _processor(), torch.__version__, str(_FLAGS), sys.platform)
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    library = _cache() / f"native-{key}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as aside:
+            built = Path(aside) / library.name
+            _compile(compiler, built)
+            os.replace(built, library)
+    return library
+
+
+def _compile(compiler: list[str], output: Path) -> None:
+    """With torch's own OpenMP, whose threads it then shares; without any where the compiler has none."""
+    openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    for threads in (["-fopenmp", *map(str, openmp)], []):
+        try:
+            command = [*compiler, *_FLAGS, str(_SOURCE), *threads, "-o", str(output)]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            return
+        except subprocess.CalledProcessError as error:
+            failure = error
+    raise failure
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:
+        return platform.processor() + platform.machine()
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "recurrent-zoo"

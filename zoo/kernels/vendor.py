@@ -15,7 +15,7 @@ def run(
     parameters = [value for value in weights if value is not None]
     if len(parameters) == 3:
         parameters.append(torch.zeros_like(parameters[2]))
-    layered = tuple(value.unsqueeze(0) for value in state)
+    layered = tuple(value.unsqueeze(0).contiguous() for value in state)  # cuDNN takes no other
     has_biases, num_layers, dropout, bidirectional, batch_first = len(parameters) == 4, 1, 0.0, False, False
     outputs, *final = getattr(torch._VF, cell)(
         inputs,

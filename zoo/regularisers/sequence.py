@@ -2,11 +2,13 @@
 
 from abc import abstractmethod
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import dropout
 
+from zoo.regularisers.base import Regulariser, dropout_probability, inverted_mask
 
-class SequenceRegulariser(nn.Module):
+
+class SequenceRegulariser(Regulariser):
     """(T, B, D) -> (T, B, D), noisy when training."""
 
     @abstractmethod
@@ -22,14 +24,35 @@ class Dropout(SequenceRegulariser):
     identity. Raises `ValueError` for p outside [0, 1).
     """
 
+    probabilities = ("p",)
+
     def __init__(self, p: float) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"p is {p}; a dropout probability lies in [0, 1)")
-        self.p = p
+        self.p = dropout_probability("p", p)
 
     def forward(self, sequence: Tensor) -> Tensor:
         return dropout(sequence, self.p, self.training)
 
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
+
+class LockedDropout(SequenceRegulariser):
+    """Drops each unit of each example with probability p for the whole sequence, and scales the others by 1 / (1 - p).
+
+        y(t) = m / (1 - p) * x(t)        m ~ Bernoulli(1 - p), (1, B, D)
+
+    Put on the vertical connections; `StateDropout` is its like on h(t-1). Evaluation is the identity. Gal and Ghahramani
+    2016, "A theoretically grounded application of dropout in recurrent neural networks", arXiv 1512.05287, section 4 (the
+    mask z_x), where it is called variational; locked in Merity et al. 2018, arXiv 1708.02182, section 4.2. Raises
+    `ValueError` for p outside [0, 1).
+    """
+
+    probabilities = ("p",)
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = dropout_probability("p", p)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return sequence
+        mask = inverted_mask(self.p, 1, *sequence.shape[1:], dtype=sequence.dtype, device=sequence.device)
+        return sequence * mask

@@ -1,0 +1,684 @@
+// One LSTM layer over a sequence on the CPU, forward and backward, products with the inputs included.
+// The equations, and the meaning of every buffer, are those of zoo/functional.py and zoo/kernels/loops.py.
+//
+// W and R are packed once a sequence into panels whose columns are one vector of units of each gate, so that the thread that
+// owns a block of units multiplies, opens the gates and updates the state while all of it is in the nearest cache. Threads
+// share the units and meet once a step; where the weights are small they share the batch instead and never meet. The
+// products that do not wait for the recurrence go a chunk of steps at a time, beside the steps whose data they use.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <sched.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+// ---------------------------------------------------------------- vectors
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, MAX_ROWS = 6;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, MAX_ROWS = 3;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, MAX_ROWS = 6;
+#else
+constexpr int VECTOR_BYTES = 16, MAX_ROWS = 3;
+#endif
+constexpr int GATES = 4;
+constexpr int64_t DEPTH = 1024;  // rows of a panel that are multiplied before the next rows of the batch: they stay in L2
+constexpr int64_t CHUNK = 256;   // rows, steps times batch, whose products with and for the inputs are taken together
+constexpr int WIDTH = 4;         // vectors of columns in a panel
+
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+    typedef float type __attribute__((vector_size(VECTOR_BYTES)));
+    typedef int32_t integer __attribute__((vector_size(VECTOR_BYTES)));
+    typedef uint8_t bytes __attribute__((vector_size(VECTOR_BYTES / 4)));
+};
+template <>
+struct Vector<double> {
+    typedef double type __attribute__((vector_size(VECTOR_BYTES)));
+    typedef int64_t integer __attribute__((vector_size(VECTOR_BYTES)));
+    typedef uint8_t bytes __attribute__((vector_size(VECTOR_BYTES / 8)));
+};
+template <typename T>
+using Vec = typename Vector<T>::type;
+template <typename T>
+constexpr int LANES = VECTOR_BYTES / sizeof(T);
+
+template <typename T>
+inline Vec<T> load(const T* from, int lanes) {
+    Vec<T> value;
+    if (__builtin_expect(lanes == LANES<T>, 1)) {
+        memcpy(&value, from, sizeof value);
+        return value;
+    }
+#ifdef __AVX512F__
+    if constexpr (std::is_same_v<T, float>) return (Vec<T>)_mm512_maskz_loadu_ps((1u << lanes) - 1, from);
+#endif
+    value = Vec<T>{};
+    memcpy(&value, from, lanes * sizeof(T));
+    return value;
+}
+
+template <typename T>
+inline void store(T* to, Vec<T> value, int lanes) {
+    if (__builtin_expect(lanes == LANES<T>, 1)) {
+        memcpy(to, &value, sizeof value);
+        return;
+    }
+#ifdef __AVX512F__
+    if constexpr (std::is_same_v<T, float>) {
+        _mm512_mask_storeu_ps(to, (1u << lanes) - 1, (__m512)value);
+        return;
+    }
+#endif
+    memcpy(to, &value, lanes * sizeof(T));
+}
+
+inline Vec<float> exponential(Vec<float> x) {
+    typedef Vector<float>::integer Integer;
+    const Vec<float> low = Vec<float>{} - 87.0f, high = Vec<float>{} + 88.0f;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    const Vec<float> shifted = x * 1.44269504088896341f + round;
+    const Vec<float> n = shifted - round;
+    x = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec<float> p = Vec<float>{} + 1.9875691500e-4f;
+    p = p * x + 1.3981999507e-3f;
+    p = p * x + 8.3334519073e-3f;
+    p = p * x + 4.1665795894e-2f;
+    p = p * x + 1.6666665459e-1f;
+    p = p * x + 5.0000001201e-1f;
+    p = p * x * x + x + 1.0f;
+    const Integer power = (((Integer)shifted) << 23) + (Integer)p;
+    return (Vec<float>)power;
+}
+inline Vec<double> exponential(Vec<double> x) {
+    for (int k = 0; k < LANES<double>; k++) x[k] = std::exp(x[k]);
+    return x;
+}
+template <typename V>
+inline V sigmoid(V x) {
+    return 1 / (1 + exponential(-x));
+}
+template <typename V>
+inline V hyperbolic_tangent(V x) {
+    return 2 / (1 + exponential(-2 * x)) - 1;
+}
+
+// ---------------------------------------------------------------- arguments
+
+struct Mask {  // broadcast over time, batch or units by a stride of 0; units have stride 0 or 1
+    const void* values;
+    int64_t kind;  // 0 none, 1 of the sequence's type, 2 bool
+    int64_t time, gate, batch, unit;
+};
+
+enum Site { REC, UPD, CMUL, CKEEP, HKEEP, OUT, SITES };
+
+struct Arguments {
+    int64_t time, batch, width, hidden, threads, keep, per_gate;
+    const void *inputs, *h, *c, *w_input, *w_hidden, *bias;
+    void *gates, *outputs, *cells;
+    const void *doutputs, *dcells;
+    void *dh, *dc, *dinputs, *dw_input, *dw_hidden, *dbias;
+    Mask masks[SITES];
+};
+
+template <typename T>
+inline Vec<T> mask_at(const Mask& mask, int64_t t, int64_t gate, int64_t b, int64_t unit, int lanes) {
+    const int64_t offset = t * mask.time + gate * mask.gate + b * mask.batch + unit * mask.unit;
+    if (mask.kind == 2) {
+        const uint8_t* values = (const uint8_t*)mask.values + offset;
+        if (mask.unit == 0) return Vec<T>{} + T(*values);
+        typename Vector<T>::bytes bytes{};
+        if (lanes == LANES<T>) memcpy(&bytes, values, sizeof bytes);
+        else memcpy(&bytes, values, lanes);
+        return __builtin_convertvector(bytes, Vec<T>);
+    }
+    const T* values = (const T*)mask.values + offset;
+    return mask.unit == 0 ? Vec<T>{} + *values : load(values, lanes);
+}
+
+// ---------------------------------------------------------------- threads
+
+class Barrier {
+    std::atomic<int> arrived{0}, generation{0};
+
+   public:
+    void wait(int threads) {
+        if (threads == 1) return;
+        const int mine = generation.load(std::memory_order_relaxed);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived.store(0, std::memory_order_relaxed);
+            generation.store(mine + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; generation.load(std::memory_order_acquire) == mine; spins++) {
+#if defined(__x86_64__) || defined(__i386__)
+            __builtin_ia32_pause();
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+            if (spins > 20000) sched_yield();  // somebody else has the other core
+#endif
+        }
+    }
+};
+
+struct Range {
+    int64_t first, last;
+};
+inline Range share(int64_t count, int parts, int part) { return {count * part / parts, count * (part + 1) / parts}; }
+
+template <typename T>
+struct Free {
+    void operator()(T* p) const { free(p); }
+};
+template <typename T>
+using Buffer = std::unique_ptr<T[], Free<T>>;
+template <typename T>
+Buffer<T> allocate(int64_t count) {
+    return Buffer<T>((T*)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
+}
+
+// Large new memory costs less to touch in large pages.
+inline void in_large_pages([[maybe_unused]] void* from, [[maybe_unused]] int64_t bytes) {
+#ifdef __linux__
+    const uintptr_t page = 2 << 20, first = ((uintptr_t)from + page - 1) / page * page, last = ((uintptr_t)from + bytes) / page * page;
+    if (last > first) madvise((void*)first, last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// ---------------------------------------------------------------- products
+
+// A matrix whose element (row, depth) stands at from[row * row_step + depth * depth_step].
+template <typename T>
+struct Left {
+    const T* from;
+    int64_t row_step, depth_step;
+};
+// Columns as vectors, side by side: element (depth, vector) stands at from[depth * step + vector * LANES].
+template <typename T>
+struct Panel {
+    const T* from;
+    int64_t step;
+};
+// Where a product goes: vector v of row r to to[r * row_step + v * column_step]; the last vector may be a part of one.
+template <typename T>
+struct Target {
+    T* to;
+    int64_t row_step, column_step;
+    int lanes, last_lanes;
+};
+
+template <typename T, int ROWS, int COLUMNS>
+void tile(Left<T> a, Panel<T> b, int64_t depth, Target<T> c, bool add) {
+    Vec<T> sum[ROWS][COLUMNS];
+    const auto lanes = [&](int v) { return v == COLUMNS - 1 ? c.last_lanes : c.lanes; };
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < COLUMNS; v++)
+            sum[r][v] = add ? load(c.to + r * c.row_step + v * c.column_step, lanes(v)) : Vec<T>{};
+    for (int64_t k = 0; k < depth; k++) {
+        Vec<T> column[COLUMNS];
+        for (int v = 0; v < COLUMNS; v++) column[v] = load(b.from + v * LANES<T>, LANES<T>);
+        for (int r = 0; r < ROWS; r++) {
+            const Vec<T> value = Vec<T>{} + a.from[r * a.row_step];
+            for (int v = 0; v < COLUMNS; v++) sum[r][v] += value * column[v];
+        }
+        a.from += a.depth_step;
+        b.from += b.step;
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < COLUMNS; v++) store(c.to + r * c.row_step + v * c.column_step, sum[r][v], lanes(v));
+}
+
+template <typename T, int COLUMNS>
+void tile_of(int64_t rows, Left<T> a, Panel<T> b, int64_t depth, Target<T> c, bool add) {
+    switch (rows) {
+        case 1: return tile<T, 1, COLUMNS>(a, b, depth, c, add);
+        case 2: return tile<T, 2, COLUMNS>(a, b, depth, c, add);
+        case 3: return tile<T, 3, COLUMNS>(a, b, depth, c, add);
+        case 4: return tile<T, std::min(4, MAX_ROWS), COLUMNS>(a, b, depth, c, add);
+        case 5: return tile<T, std::min(5, MAX_ROWS), COLUMNS>(a, b, depth, c, add);
+        case 6: return tile<T, std::min(6, MAX_ROWS), COLUMNS>(a, b, depth, c, add);
+    }
+}
+
+template <typename T>
+void product(int64_t rows, int columns, Left<T> a, Panel<T> b, int64_t depth, Target<T> c, bool add = false) {
+    const int64_t tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    for (int64_t k = 0; k < depth; k += DEPTH) {
+        const int64_t some = std::min(DEPTH, depth - k);
+        for (int64_t n = 0; n < tiles; n++) {
+            const Range r = share(rows, (int)tiles, (int)n);
+            const Left<T> from{a.from + r.first * a.row_step + k * a.depth_step, a.row_step, a.depth_step};
+            const Panel<T> with{b.from + k * b.step, b.step};
+            Target<T> to = c;
+            to.to += r.first * c.row_step;
+            const int64_t count = r.last - r.first;
+            switch (columns) {
+                case 1: tile_of<T, 1>(count, from, with, some, to, add || k); break;
+                case 2: tile_of<T, 2>(count, from, with, some, to, add || k); break;
+                case 3: tile_of<T, 3>(count, from, with, some, to, add || k); break;
+                case 4: tile_of<T, 4>(count, from, with, some, to, add || k); break;
+            }
+        }
+    }
+}
+
+// The columns of a matrix, shared into panels of nearly equal width, at most WIDTH vectors each.
+template <typename T, typename Use>
+void for_panels(Range vectors, int64_t columns, Use use) {
+    const int64_t own = vectors.last - vectors.first, count = (own + WIDTH - 1) / WIDTH;
+    for (int64_t n = 0; n < count; n++) {
+        const Range part = share(own, (int)count, (int)n);
+        const int64_t first = (vectors.first + part.first) * LANES<T>;
+        const int wide = (int)(part.last - part.first);
+        use(first, wide, (int)std::min<int64_t>(LANES<T>, columns - first - (wide - 1) * LANES<T>));
+    }
+}
+
+// ---------------------------------------------------------------- the layer
+
+template <typename T>
+struct Lstm {
+    static constexpr int N = LANES<T>;
+    const Arguments& x;
+    const int64_t batch, width, hidden, blocks;
+    T *const gates, *const outputs, *const cells;
+    const bool split_batch;
+    Barrier barrier;
+
+    explicit Lstm(const Arguments& x)
+        : x(x),
+          batch(x.batch),
+          width(x.width),
+          hidden(x.hidden),
+          blocks(vectors(x.hidden)),
+          gates((T*)x.gates),
+          outputs((T*)x.outputs),
+          cells((T*)x.cells),
+          split_batch(x.threads > 1 && batch >= 4 * x.threads && GATES * hidden * (hidden + width) * sizeof(T) < 500'000) {}
+
+    static int64_t vectors(int64_t columns) { return (columns + N - 1) / N; }
+    int lanes(int64_t block) const { return (int)std::min<int64_t>(N, hidden - block * N); }
+    Vec<T> mask(Site site, int64_t t, int64_t b, int64_t block, int64_t gate = 0) const {
+        return mask_at<T>(x.masks[site], t, gate, b, block * N, lanes(block));
+    }
+    bool has(Site site) const { return x.masks[site].kind != 0; }
+    int64_t copies() const { return has(REC) && x.per_gate ? GATES : 1; }  // of h, one for each mask on its way to a gate
+
+    // What a thread does: its rows of the batch and its units, one of them all there are.
+    struct Part {
+        int threads, thread;
+        Range rows, units;
+        int64_t count() const { return rows.last - rows.first; }
+    };
+
+    template <typename Body>
+    void in_parallel(Body body) {
+        const auto part = [&](int threads, int thread) {
+            return Part{threads, thread, split_batch ? share(batch, threads, thread) : Range{0, batch},
+                        split_batch ? Range{0, blocks} : share(blocks, threads, thread)};
+        };
+#ifdef _OPENMP
+#pragma omp parallel num_threads((int)x.threads)
+        body(part(omp_get_num_threads(), omp_get_thread_num()));
+#else
+        body(part(1, 0));
+#endif
+    }
+
+    int64_t chunk_steps(const Part& p) const { return std::max<int64_t>(1, CHUNK / p.count()); }
+
+    // ------------------------------------------------ forward
+
+    // One panel a block of units, [k][gate][lane] = weight[gate H + unit][k]
+    void pack_gates(const T* weight, int64_t depth, T* panels, int64_t block) const {
+        T* panel = panels + block * depth * GATES * N;
+        for (int64_t some = 0; some < depth; some += 64)
+            for (int gate = 0; gate < GATES; gate++)
+                for (int lane = 0; lane < N; lane++) {
+                    const bool in = lane < lanes(block);
+                    const T* row = weight + (gate * hidden + block * N + lane) * depth;
+                    T* to = panel + gate * N + lane;
+                    for (int64_t k = some; k < std::min(some + 64, depth); k++) to[k * GATES * N] = in ? row[k] : 0;
+                }
+    }
+
+    void forward() {
+        const int64_t masks = has(REC) ? copies() : 0;
+        auto w_panels = allocate<T>(blocks * width * GATES * N), r_panels = allocate<T>(blocks * hidden * GATES * N);
+        auto masked = allocate<T>(2 * masks * batch * hidden);  // rec * h, of this step and of the next
+        const int64_t state = batch * hidden * sizeof(T);
+        in_large_pages(gates, x.time * GATES * state);
+        in_large_pages(outputs, x.time * state);
+        in_large_pages(cells, (x.keep ? x.time : 1) * state);
+        in_parallel([&](Part p) {
+            for (int64_t u = p.thread; u < blocks; u += p.threads) {
+                pack_gates((const T*)x.w_input, width, w_panels.get(), u);
+                pack_gates((const T*)x.w_hidden, hidden, r_panels.get(), u);
+            }
+            auto scratch = allocate<T>(p.count() * GATES * N);
+            const T *h = (const T*)x.h, *c = (const T*)x.c;
+            for (int64_t u = p.units.first; u < p.units.last; u++) mask_hidden(h, masked.get(), 0, p.rows, u);
+            barrier.wait(p.threads);
+            for (int64_t t = 0; t < x.time; t++) {
+                if (t % chunk_steps(p) == 0) project(t, std::min(t + chunk_steps(p), x.time), p, w_panels.get());
+                T *const h_out = outputs + t * batch * hidden, *const c_out = cells + (x.keep ? t * batch * hidden : 0);
+                const T* from = (masks ? masked.get() + (t % 2) * masks * batch * hidden : h) + p.rows.first * hidden;
+                for (int64_t u = p.units.first; u < p.units.last; u++) {
+                    const T* panel = r_panels.get() + u * hidden * GATES * N;
+                    if (masks < 2)
+                        product<T>(p.count(), GATES, {from, hidden, 1}, {panel, GATES * N}, hidden,
+                                   {scratch.get(), GATES * N, N, N, N});
+                    else
+                        for (int k = 0; k < GATES; k++)
+                            product<T>(p.count(), 1, {from + k * batch * hidden, hidden, 1}, {panel + k * N, GATES * N},
+                                       hidden, {scratch.get() + k * N, GATES * N, N, N, N});
+                    for (int64_t b = p.rows.first; b < p.rows.last; b++)
+                        step(t, b, u, scratch.get() + (b - p.rows.first) * GATES * N, h, c, h_out, c_out);
+                    if (t + 1 < x.time) mask_hidden(h_out, masked.get(), t + 1, p.rows, u);
+                }
+                h = h_out;
+                c = c_out;
+                if (!split_batch) barrier.wait(p.threads);
+            }
+        });
+    }
+
+    // W x(t) of some steps into the gates.
+    void project(int64_t first, int64_t last, const Part& p, const T* panels) const {
+        const bool whole = p.count() == batch;  // then the rows of all steps follow each other
+        for (int64_t u = p.units.first; u < p.units.last; u++)
+            for (int64_t t = first; t < last; t += whole ? last - first : 1) {
+                const int64_t row = t * batch + p.rows.first, rows = whole ? (last - first) * batch : p.count();
+                product<T>(rows, GATES, {(const T*)x.inputs + row * width, width, 1},
+                           {panels + u * width * GATES * N, GATES * N}, width,
+                           {gates + row * GATES * hidden + u * N, GATES * hidden, hidden, lanes(u), lanes(u)});
+            }
+    }
+
+    void mask_hidden(const T* h, T* masked, int64_t t, Range rows, int64_t block) const {
+        if (!has(REC)) return;
+        const int n = lanes(block);
+        for (int64_t k = 0; k < copies(); k++)
+            for (int64_t b = rows.first; b < rows.last; b++) {
+                const int64_t at = b * hidden + block * N;
+                store(masked + ((t % 2) * copies() + k) * batch * hidden + at, load(h + at, n) * mask(REC, t, b, block, k), n);
+            }
+    }
+
+    inline void step(int64_t t, int64_t b, int64_t block, const T* product, const T* h, const T* c, T* h_out, T* c_out) const {
+        const int n = lanes(block);
+        const int64_t at = b * hidden + block * N;
+        T* gate = gates + (t * batch + b) * GATES * hidden + block * N;
+        const auto before = [&](int k) {
+            Vec<T> value = load(gate + k * hidden, n) + load(product + k * N, N);
+            return x.bias ? value + load((const T*)x.bias + k * hidden + block * N, n) : value;
+        };
+        const Vec<T> i = sigmoid(before(0)), f = sigmoid(before(1));
+        const Vec<T> g = hyperbolic_tangent(before(2)), o = sigmoid(before(3));
+        if (x.keep) {
+            store(gate, i, n);
+            store(gate + hidden, f, n);
+            store(gate + 2 * hidden, g, n);
+            store(gate + 3 * hidden, o, n);
+        }
+        const Vec<T> c_old = load(c + at, n);
+        Vec<T> c_new = new_cell(t, b, block, i, f, g, c_old);
+        Vec<T> h_new = o * hyperbolic_tangent(c_new);
+        if (has(CKEEP)) c_new = c_old + mask(CKEEP, t, b, block) * (c_new - c_old);
+        if (has(HKEEP)) {
+            const Vec<T> h_old = load(h + at, n);
+            h_new = h_old + mask(HKEEP, t, b, block) * (h_new - h_old);
+        }
+        if (has(OUT)) h_new *= mask(OUT, t, b, block);
+        store(c_out + at, c_new, n);
+        store(h_out + at, h_new, n);
+    }
+
+    inline Vec<T> new_cell(int64_t t, int64_t b, int64_t block, Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> c) const {
+        Vec<T> update = i * g;
+        if (has(UPD)) update *= mask(UPD, t, b, block);
+        update += f * c;
+        if (has(CMUL)) update *= mask(CMUL, t, b, block);
+        return update;
+    }
+
+    // ------------------------------------------------ backward
+
+    // The columns of a weight as they are, [row][lane], zeros beyond the last.
+    static void pack_columns(const T* weight, int64_t rows, int64_t columns, int64_t first, int wide, T* to) {
+        const int64_t count = std::min<int64_t>(wide * N, columns - first);
+        for (int64_t row = 0; row < rows; row++, to += wide * N) {
+            memcpy(to, weight + row * columns + first, count * sizeof(T));
+            memset(to + count, 0, (wide * N - count) * sizeof(T));
+        }
+    }
+
+    // A thread's sums of the weights' gradients: the arguments' own, or its own part of them where the batch is shared.
+    struct Sums {
+        T *w_input, *w_hidden, *bias;
+    };
+
+    void backward() {
+        const int64_t deep = GATES * hidden, x_blocks = vectors(width);
+        auto r_panels = allocate<T>(blocks * N * deep), w_panels = allocate<T>(x.dinputs ? x_blocks * N * deep : 0);
+        const int64_t size = deep * (width + hidden + 1);
+        auto parts = allocate<T>(split_batch ? x.threads * size : 0);
+        in_parallel([&](Part p) {
+            const Range x_units = split_batch ? Range{0, x_blocks} : share(x_blocks, p.threads, p.thread);
+            const auto pack = [&](const T* weight, int64_t columns, Range own, T* panels) {
+                int64_t turn = 0;
+                for_panels<T>(own, columns, [&](int64_t first, int wide, int) {
+                    if (!split_batch || turn++ % p.threads == p.thread)
+                        pack_columns(weight, deep, columns, first, wide, panels + first * deep);
+                });
+            };
+            pack((const T*)x.w_hidden, hidden, p.units, r_panels.get());
+            if (x.dinputs) pack((const T*)x.w_input, width, x_units, w_panels.get());
+            if (split_batch) barrier.wait(p.threads);
+            Sums sums{(T*)x.dw_input, (T*)x.dw_hidden, (T*)x.dbias};
+            if (split_batch) {
+                T* mine = parts.get() + p.thread * size;
+                sums = {mine, mine + deep * width, mine + deep * (width + hidden)};
+            }
+            const int64_t steps = chunk_steps(p), units = std::min(p.units.last * N, hidden) - p.units.first * N;
+            auto scratch = allocate<T>(p.count() * WIDTH * N);
+            auto left = allocate<T>(GATES * (units + MAX_ROWS) * steps * p.count());
+            auto right = allocate<T>(steps * p.count() * WIDTH * N);
+            int64_t last = x.time;
+            for (int64_t t = x.time - 1; t >= 0; t--) {
+                for (int64_t b = p.rows.first; b < p.rows.last; b++)
+                    for (int64_t u = p.units.first; u < p.units.last; u++) step_backward(t, b, u);
+                if (!split_batch) barrier.wait(p.threads);
+                to_state(t, p, r_panels.get(), scratch.get());
+                if (last - t == steps || t == 0) {
+                    weight_gradients(t, last, p, sums, last == x.time, left.get(), right.get());
+                    if (x.dinputs) to_inputs(t, last, p, x_units, w_panels.get());
+                    last = t;
+                }
+            }
+            if (!split_batch) return;
+            barrier.wait(p.threads);
+            const auto add_up = [&](void* to, int64_t from, int64_t count) {
+                const Range own = share(count, p.threads, p.thread);
+                for (int64_t n = own.first; to && n < own.last; n++) {
+                    T sum = 0;
+                    for (int thread = 0; thread < p.threads; thread++) sum += parts[thread * size + from + n];
+                    ((T*)to)[n] = sum;
+                }
+            };
+            add_up(x.dw_input, 0, deep * width);
+            add_up(x.dw_hidden, deep * width, deep * hidden);
+            add_up(x.dbias, deep * (width + hidden), deep);
+        });
+    }
+
+    // dh += rec * (R' dgates)
+    void to_state(int64_t t, const Part& p, const T* panels, T* scratch) const {
+        const T* dgates = gates + (t * batch + p.rows.first) * GATES * hidden;
+        for_panels<T>(p.units, hidden, [&](int64_t first, int wide, int) {
+            for (int64_t k = 0; k < copies(); k++) {
+                const int64_t deep = GATES * hidden / copies();
+                product<T>(p.count(), wide, {dgates + k * deep, GATES * hidden, 1},
+                           {panels + first * GATES * hidden + k * deep * wide * N, wide * N}, deep,
+                           {scratch, wide * N, N, N, N});
+                for (int64_t b = p.rows.first; b < p.rows.last; b++)
+                    for (int v = 0; v < wide; v++) {
+                        const int64_t u = first / N + v;
+                        T* dh = (T*)x.dh + b * hidden + u * N;
+                        Vec<T> more = load(scratch + (b - p.rows.first) * wide * N + v * N, N);
+                        if (has(REC)) more *= mask(REC, t, b, u, k);
+                        store(dh, load(dh, lanes(u)) + more, lanes(u));
+                    }
+            }
+        });
+    }
+
+    // dx(t) = W' dgates of some steps
+    void to_inputs(int64_t first_step, int64_t last_step, const Part& p, Range units, const T* panels) const {
+        const bool whole = p.count() == batch;
+        for_panels<T>(units, width, [&](int64_t first, int wide, int tail) {
+            for (int64_t t = first_step; t < last_step; t += whole ? last_step - first_step : 1) {
+                const int64_t row = t * batch + p.rows.first;
+                product<T>(whole ? (last_step - first_step) * batch : p.count(), wide,
+                           {gates + row * GATES * hidden, GATES * hidden, 1},
+                           {panels + first * GATES * hidden, wide * N}, GATES * hidden,
+                           {(T*)x.dinputs + row * width + first, width, N, N, tail});
+            }
+        });
+    }
+
+    // The gradients of W, R and the bias from some steps, for this thread's units: dgates' [x, rec * h(t-1), 1]
+    void weight_gradients(int64_t first, int64_t last, const Part& p, Sums sums, bool fresh, T* left, T* right) const {
+        const int64_t unit = p.units.first * N, units = std::min(p.units.last * N, hidden) - unit;
+        const int64_t tiles = (units + MAX_ROWS - 1) / MAX_ROWS, depth = (last - first) * p.count();
+        const auto for_rows = [&](auto use) {
+            for (int64_t t = first, k = 0; t < last; t++)
+                for (int64_t b = p.rows.first; b < p.rows.last; b++, k++) use(t, b, k);
+        };
+        for (int gate = 0; gate < GATES; gate++) {
+            if (sums.bias && fresh) memset(sums.bias + gate * hidden + unit, 0, units * sizeof(T));
+            for_rows([&](int64_t t, int64_t b, int64_t k) {
+                const T* from = gates + (t * batch + b) * GATES * hidden + gate * hidden + unit;
+                T* to = left + gate * tiles * MAX_ROWS * depth + k * MAX_ROWS;  // [gate][tile][k][row]
+                for (int64_t tile = 0; tile < tiles; tile++, to += depth * MAX_ROWS)
+                    memcpy(to, from + tile * MAX_ROWS, std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS) * sizeof(T));
+                if (sums.bias)
+                    for (int64_t m = 0; m < units; m++) sums.bias[gate * hidden + unit + m] += from[m];
+            });
+        }
+        const auto add = [&](T* gradient, int64_t columns, int gate, int gates, auto row) {
+            for_panels<T>({0, vectors(columns)}, columns, [&](int64_t column, int wide, int tail) {
+                for_rows([&](int64_t t, int64_t b, int64_t k) {
+                    for (int v = 0; v < wide; v++)
+                        store(right + (k * wide + v) * N, row(t, b, column + v * N, v == wide - 1 ? tail : N), N);
+                });
+                for (int g = gate; g < gate + gates; g++)
+                    for (int64_t tile = 0; tile < tiles; tile++) {
+                        const Left<T> a{left + (g * tiles + tile) * MAX_ROWS * depth, 1, MAX_ROWS};
+                        T* to = gradient + (g * hidden + unit + tile * MAX_ROWS) * columns + column;
+                        product<T>(std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS), wide, a, {right, wide * N}, depth,
+                                   {to, columns, N, N, tail}, !fresh);
+                    }
+            });
+        };
+        if (sums.w_input)
+            add(sums.w_input, width, 0, GATES, [&](int64_t t, int64_t b, int64_t column, int n) {
+                return load((const T*)x.inputs + (t * batch + b) * width + column, n);
+            });
+        if (sums.w_hidden)
+            for (int k = 0; k < copies(); k++)
+                add(sums.w_hidden, hidden, k, GATES / copies(), [&](int64_t t, int64_t b, int64_t column, int n) {
+                    const T* h = t ? outputs + (t - 1) * batch * hidden : (const T*)x.h;
+                    const Vec<T> value = load(h + b * hidden + column, n);
+                    return has(REC) ? value * mask(REC, t, b, column / N, k) : value;
+                });
+    }
+
+    inline void step_backward(int64_t t, int64_t b, int64_t block) const {
+        const int n = lanes(block);
+        const int64_t at = b * hidden + block * N, now = t * batch * hidden + at;
+        T* gate = gates + (t * batch + b) * GATES * hidden + block * N;
+        T *const dh = (T*)x.dh + at, *const dc = (T*)x.dc + at;
+        const Vec<T> i = load(gate, n), f = load(gate + hidden, n), g = load(gate + 2 * hidden, n);
+        const Vec<T> o = load(gate + 3 * hidden, n);
+        const Vec<T> c = load(t ? cells + now - batch * hidden : (const T*)x.c + at, n);
+        const Vec<T> tanh = hyperbolic_tangent(new_cell(t, b, block, i, f, g, c));
+        Vec<T> dnew_h = load(dh, n), dnew_c = load(dc, n);
+        if (x.doutputs) dnew_h += load((const T*)x.doutputs + now, n);
+        if (x.dcells) dnew_c += load((const T*)x.dcells + now, n);
+        if (has(OUT)) dnew_h *= mask(OUT, t, b, block);
+        Vec<T> dold_h{}, dold_c{};
+        if (has(HKEEP)) {
+            const Vec<T> all = dnew_h;
+            dnew_h *= mask(HKEEP, t, b, block);
+            dold_h = all - dnew_h;
+        }
+        if (has(CKEEP)) {
+            const Vec<T> all = dnew_c;
+            dnew_c *= mask(CKEEP, t, b, block);
+            dold_c = all - dnew_c;
+        }
+        dnew_c += dnew_h * o * (1 - tanh * tanh);
+        if (has(CMUL)) dnew_c *= mask(CMUL, t, b, block);
+        Vec<T> dupdate = dnew_c;
+        if (has(UPD)) dupdate *= mask(UPD, t, b, block);
+        store(gate, dupdate * g * i * (1 - i), n);
+        store(gate + hidden, dnew_c * c * f * (1 - f), n);
+        store(gate + 2 * hidden, dupdate * i * (1 - g * g), n);
+        store(gate + 3 * hidden, dnew_h * tanh * o * (1 - o), n);
+        store(dh, dold_h, n);
+        store(dc, dold_c + dnew_c * f, n);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+void lstm_forward_float32(const Arguments* x) { Lstm<float>(*x).forward(); }
+void lstm_backward_float32(const Arguments* x) { Lstm<float>(*x).backward(); }
+void lstm_forward_float64(const Arguments* x) { Lstm<double>(*x).forward(); }
+void lstm_backward_float64(const Arguments* x) { Lstm<double>(*x).backward(); }
+
+// out[n] = half of splitmix64(seed, n / 2) < threshold
+void bernoulli(uint64_t seed, uint64_t threshold, int64_t count, int64_t threads, uint8_t* out) {
+    const int64_t pairs = count / 2;
+    const auto mix = [seed](int64_t pair) {
+        uint64_t z = seed + (uint64_t)(pair + 1) * 0x9E3779B97F4A7C15u;
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+        return z ^ (z >> 31);
+    };
+#pragma omp parallel for simd num_threads((int)threads) if (pairs > 20000)
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        const uint64_t z = mix(pair);
+        out[2 * pair] = (z & 0xFFFFFFFFu) < threshold;
+        out[2 * pair + 1] = (z >> 32) < threshold;
+    }
+    if (count % 2) out[count - 1] = (mix(pairs) & 0xFFFFFFFFu) < threshold;
+}
+}
