@@ -2,14 +2,16 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from zoo import kernels
-from zoo.functional import LSTMState, Weights
+from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
 from zoo.kernels import Backend
 from zoo.noise import GATES, SITES, Cell, Extent, Noise
 from zoo.regularisers import Dropout, StateRegulariser, WeightRegulariser, check_sites, draw_noise
@@ -21,6 +23,18 @@ StateNoise = StateRegulariser | list[StateRegulariser] | None
 """One regulariser of the state, several with masks of their own, or none."""
 Lengths = Tensor | list[int]
 """How many steps each sequence of a padded batch has, (B,), the longest first."""
+
+
+class Call(NamedTuple):
+    """Which layer and direction runs, and what is asked of it."""
+
+    layer: int
+    direction: int
+    """1 is the reverse one."""
+    cells: bool
+    """Whether c(t) is asked for at every step."""
+    first_step: int
+    """How many steps of their sequences went before the inputs."""
 
 
 class Recurrent(nn.Module):
@@ -136,12 +150,17 @@ class Recurrent(nn.Module):
 
     @abstractmethod
     def _sequence(
-        self, inputs: Tensor, state: tuple[Tensor, ...], weights: Weights, noise: Noise, cells: bool
+        self, inputs: Tensor, state: tuple[Tensor, ...], weights: Weights, noise: Noise, call: Call
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """One layer in one direction by `zoo.kernels`: the outputs and, if asked for, the cells; the final state."""
 
     def _run(
-        self, inputs: Tensor, state: tuple[Tensor, ...] | None, lengths: Lengths | None, cells: bool = False
+        self,
+        inputs: Tensor,
+        state: tuple[Tensor, ...] | None,
+        lengths: Lengths | None,
+        cells: bool = False,
+        first_step: int = 0,
     ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
         """Outputs, final state and, where asked for, the cells of every layer and direction."""
         self._check(inputs, state)
@@ -151,7 +170,7 @@ class Recurrent(nn.Module):
             if state is not None:
                 state = tuple(part.to(dtype) for part in state)
             with torch.autocast(device, enabled=False):
-                return self._run(inputs.to(dtype), state, lengths, cells)
+                return self._run(inputs.to(dtype), state, lengths, cells, first_step)
 
         sequence = inputs.transpose(0, 1) if self.batch_first else inputs
         time, batch, _ = sequence.shape
@@ -168,7 +187,8 @@ class Recurrent(nn.Module):
             both = []
             for direction in range(self.directions):
                 initial = tuple(part[layer * self.directions + direction] for part in state)
-                (outputs, *own_cells), final = self._pass(sequence, initial, padding, layer, direction, cells)
+                call = Call(layer, direction, cells, first_step)
+                (outputs, *own_cells), final = self._pass(sequence, initial, padding, call)
                 both.append(outputs)
                 finals.append(final)
                 all_cells += own_cells
@@ -178,26 +198,20 @@ class Recurrent(nn.Module):
         return sequence, tuple(torch.stack(parts) for parts in zip(*finals, strict=True)), all_cells
 
     def _pass(
-        self,
-        sequence: Tensor,
-        state: tuple[Tensor, ...],
-        padding: Tensor | None,
-        layer: int,
-        direction: int,
-        cells: bool,
+        self, sequence: Tensor, state: tuple[Tensor, ...], padding: Tensor | None, call: Call
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """One layer in one direction; turned round, the padding comes first and keeps the initial state."""
         time, batch, _ = sequence.shape
         extent = Extent(time, batch, self.hidden_size, self.cell, sequence.device, sequence.dtype)
         noise = draw_noise(self.state_noise, extent)  # type: ignore[arg-type]
-        weights = self.weights(layer, direction)
+        weights = self.weights(call.layer, call.direction)
         if self.weight_noise is not None:
             weights = self.weight_noise(weights)
         if padding is not None:
-            noise = _hold(noise, padding.flip(0) if direction else padding, self.cell)
-        turned = sequence.flip(0) if direction else sequence
-        sequences, final = self._sequence(turned, state, weights, noise, cells)
-        if direction:
+            noise = _hold(noise, padding.flip(0) if call.direction else padding, self.cell)
+        turned = sequence.flip(0) if call.direction else sequence
+        sequences, final = self._sequence(turned, state, weights, noise, call)
+        if call.direction:
             sequences = [value.flip(0) for value in sequences]
         if padding is not None:
             sequences = [value.masked_fill(padding, 0) for value in sequences]
@@ -255,11 +269,14 @@ class LSTM(Recurrent):
         return outputs, (h, c), cells
 
     def _sequence(
-        self, inputs: Tensor, state: tuple[Tensor, ...], weights: Weights, noise: Noise, cells: bool
+        self, inputs: Tensor, state: tuple[Tensor, ...], weights: Weights, noise: Noise, call: Call
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         h, c = state
-        run = kernels.lstm(inputs, (h, c), weights, noise, cells=cells, backend=self.backend)
-        return [run.outputs, run.cells] if cells and run.cells is not None else [run.outputs], run.state
+        run = self._lstm(inputs, (h, c), weights, noise, call)
+        return [run.outputs, run.cells] if call.cells and run.cells is not None else [run.outputs], run.state
+
+    def _lstm(self, inputs: Tensor, state: LSTMState, weights: Weights, noise: Noise, call: Call) -> LSTMRun:
+        return kernels.lstm(inputs, state, weights, noise, cells=call.cells, backend=self.backend)
 
 
 class GRU(Recurrent):
@@ -316,7 +333,7 @@ class GRU(Recurrent):
         return outputs, h
 
     def _sequence(
-        self, inputs: Tensor, state: tuple[Tensor, ...], weights: Weights, noise: Noise, cells: bool
+        self, inputs: Tensor, state: tuple[Tensor, ...], weights: Weights, noise: Noise, call: Call
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         outputs, h = kernels.gru(inputs, state[0], weights, noise, self.reset_after, backend=self.backend)
         return [outputs], (h,)
@@ -374,16 +391,272 @@ class RNN(Recurrent):
         return outputs, h
 
     def _sequence(
-        self, inputs: Tensor, state: tuple[Tensor, ...], weights: Weights, noise: Noise, cells: bool
+        self, inputs: Tensor, state: tuple[Tensor, ...], weights: Weights, noise: Noise, call: Call
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         outputs, h = kernels.rnn(inputs, state[0], weights, noise, self.nonlinearity, backend=self.backend)
         return [outputs], (h,)
 
 
+class _NormalisedLSTM(LSTM):
+    """What `BatchNormLSTM` and `LayerNormLSTM` share: the gains of the three normalisations, and shifts that start at 0."""
+
+    gain: float
+    eps: float
+
+    def gains(self, layer: int, direction: int = 0) -> Gains:
+        """The gains of a layer, as `zoo.functional` takes them; direction 1 is the reverse one."""
+        return Gains(*(getattr(self, f"{name}_{_suffix(layer, direction)}") for name in _GAINS))
+
+    def reset_parameters(self) -> None:
+        """Weights at U(-1/sqrt(H), 1/sqrt(H)), gains at `gain`, biases and a learned initial state at zero."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("gain_"):
+                nn.init.constant_(parameter, self.gain)
+            elif name.startswith("bias_"):
+                nn.init.zeros_(parameter)
+
+    def _add_norms(
+        self, gain: float, eps: float, device: torch.device | str | int | None, dtype: torch.dtype | None
+    ) -> None:
+        if not 0 < eps < math.inf:
+            raise ValueError(f"eps is {eps}; it must be positive and finite")
+        self.gain, self.eps = gain, eps
+        for suffix in self._suffixes():
+            for name in _GAINS:
+                width = self.hidden_size if "cell" in name else 4 * self.hidden_size
+                start = torch.full((width,), gain if name.startswith("gain") else 0.0, device=device, dtype=dtype)
+                self.register_parameter(f"{name}_{suffix}", nn.Parameter(start))
+
+    def _suffixes(self) -> list[str]:
+        return [_suffix(layer, direction) for layer in range(self.num_layers) for direction in range(self.directions)]
+
+
+class LayerNormLSTM(_NormalisedLSTM):
+    """Stacked LSTM layers that normalise over the units of each example: equations in `functional.layer_norm_lstm`.
+
+    Ba, Kiros and Hinton 2016, "Layer normalization", arXiv 1607.06450, equations 20 to 22. Arguments, inputs and states are
+    those of `LSTM`; training and evaluation are alike. What it has besides, or otherwise:
+
+    - gain: where the gains of the three normalisations start; they are the parameters `gain_input_l0`, `gain_hidden_l0`
+      and `gain_cell_l0`, with the shift `bias_cell_l0`.
+    - bias: "one" is enough for the shifts of both products, which are summed; biases start at 0.
+    - eps: added to every variance.
+    """
+
+    _defaults = LSTM._defaults | {"bias": "one", "gain": 1.0, "eps": 1e-5}
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: Bias | bool = "one",
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gain: float = 1.0,
+        eps: float = 1e-5,
+        state_noise: StateNoise = None,
+        weight_noise: WeightRegulariser | None = None,
+        initial_state: InitialState = "zero",
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+            state_noise=state_noise,
+            weight_noise=weight_noise,
+            initial_state=initial_state,
+            backend=backend,
+        )
+        self._add_norms(gain, eps, device, dtype)
+
+    def _lstm(self, inputs: Tensor, state: LSTMState, weights: Weights, noise: Noise, call: Call) -> LSTMRun:
+        gains = self.gains(call.layer, call.direction)
+        return kernels.layer_norm_lstm(inputs, state, weights, gains, noise, self.eps, backend=self.backend)
+
+
+class BatchNormLSTM(_NormalisedLSTM):
+    """Stacked LSTM layers that normalise over the batch at every time step: equations in `functional.batch_norm_lstm`.
+
+    Cooijmans et al. 2017, "Recurrent batch normalization", arXiv 1603.09025, equations 6 to 8. Arguments, inputs and states
+    are those of `LSTM`, as are gains and biases those of `LayerNormLSTM`. What it has besides:
+
+    - max_steps: each of the first `max_steps` steps of a sequence has population statistics of its own.
+    - momentum: how far a training step moves them towards the (biased) moments of its batch, from mean 0 and variance 1;
+      None gives every batch since `reset_population` the same weight. The authors' code has 0.05 on text and 0.01 on MNIST.
+
+    Training normalises by the moments of the batch, of 2 examples or more, and averages them in the buffers
+    `population_*_l0`, (max_steps, 4 H) or (max_steps, H); steps from max_steps on leave no trace there. Evaluation
+    normalises by the averages, and steps beyond the last one that training has seen by those of that one. The paper's own
+    numbers have them measured anew after training: `estimating_population`.
+
+    Statistics belong to the steps of a sequence, not of a call: where a state is carried from one call to the next,
+    `first_step` says how many steps went before.
+
+    The moments of a batch would count sequences that have ended, and the reverse direction meets its first step elsewhere in
+    each of them: where `lengths` differ, training and bidirectional layers refuse them.
+
+    Where all examples agree, as in the black rows that MNIST's images begin with, the variance is 0. Outputs stay finite,
+    but each such step can multiply the gradient by gain / sqrt(eps), 32 at first. Section 5.1 of the paper therefore adds
+    noise to h(0), N(0, 0.1^2) in the code, in training and evaluation: give it as the state.
+    """
+
+    _defaults = LSTM._defaults | {"bias": "one", "max_steps": None, "gain": 0.1, "momentum": 0.05, "eps": 1e-5}
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        max_steps: int,
+        num_layers: int = 1,
+        bias: Bias | bool = "one",
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gain: float = 0.1,
+        momentum: float | None = 0.05,
+        eps: float = 1e-5,
+        state_noise: StateNoise = None,
+        weight_noise: WeightRegulariser | None = None,
+        initial_state: InitialState = "zero",
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+            state_noise=state_noise,
+            weight_noise=weight_noise,
+            initial_state=initial_state,
+            backend=backend,
+        )
+        self._add_norms(gain, eps, device, dtype)
+        if max_steps < 1:
+            raise ValueError(f"max_steps is {max_steps}; it must be 1 or more")
+        if momentum is not None and not 0 < momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, expected None or a number in (0, 1]")
+        self.max_steps, self.momentum = max_steps, momentum
+        for suffix in self._suffixes():
+            for name in Moments._fields:
+                width = hidden_size if "cell" in name else 4 * hidden_size
+                empty = torch.empty(max_steps, width, device=device, dtype=dtype)
+                self.register_buffer(f"population_{name}_{suffix}", empty)
+            batches = torch.empty(max_steps, dtype=torch.int64, device=device)
+            self.register_buffer(f"population_batches_{suffix}", batches)
+        self.reset_population()
+
+    def forward(
+        self, inputs: Tensor, state: LSTMState | None = None, lengths: Lengths | None = None, first_step: int = 0
+    ) -> tuple[Tensor, LSTMState]:
+        outputs, (h, c), _ = self._run(inputs, state, lengths, first_step=first_step)
+        return outputs, (h, c)
+
+    def with_cells(
+        self, inputs: Tensor, state: LSTMState | None = None, lengths: Lengths | None = None, first_step: int = 0
+    ) -> tuple[Tensor, LSTMState, list[Tensor]]:
+        outputs, (h, c), cells = self._run(inputs, state, lengths, cells=True, first_step=first_step)
+        return outputs, (h, c), cells
+
+    def reset_population(self) -> None:
+        """Forgets the averages: means of 0, variances of 1, no batch seen."""
+        for name, buffer in self.named_buffers(recurse=False):
+            buffer.fill_(1 if "_var_" in name else 0)
+
+    @contextmanager
+    def estimating_population(self) -> Iterator[None]:
+        """The averages start afresh, and every batch that runs within counts the same: run the training set through, once.
+
+        In training mode, and best under `torch.no_grad()`. As in section 4 of the paper.
+        """
+        momentum, self.momentum = self.momentum, None
+        self.reset_population()
+        try:
+            yield
+        finally:
+            self.momentum = momentum
+
+    def _check(self, inputs: Tensor, state: tuple[Tensor, ...] | None) -> None:
+        super()._check(inputs, state)
+        if self.training and inputs.shape[0 if self.batch_first else 1] == 1:
+            raise ValueError("inputs have a batch of 1, which has no variance; when training give 2 examples or more")
+
+    def _pass(
+        self, sequence: Tensor, state: tuple[Tensor, ...], padding: Tensor | None, call: Call
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        if padding is not None and (self.training or self.bidirectional):
+            why = (
+                "the moments of a batch would count the padding"
+                if self.training
+                else "the reverse direction's statistics are those of whole sequences"
+            )
+            raise ValueError(f"lengths differ, but {why}; give sequences of one length")
+        if call.first_step < 0 or (call.first_step and self.bidirectional):
+            raise ValueError(
+                f"first_step is {call.first_step}, expected 0"
+                + (" for a bidirectional layer, which sees whole sequences" if self.bidirectional else " or more")
+            )
+        return super()._pass(sequence, state, padding, call)
+
+    def _lstm(self, inputs: Tensor, state: LSTMState, weights: Weights, noise: Noise, call: Call) -> LSTMRun:
+        gains, suffix = self.gains(call.layer, call.direction), _suffix(call.layer, call.direction)
+        population = None if self.training else self._population(suffix, call.first_step, len(inputs))
+        run, used = kernels.batch_norm_lstm(
+            inputs, state, weights, gains, noise, population, self.eps, backend=self.backend
+        )
+        if self.training:
+            self._average(suffix, call.first_step, used)
+        return run
+
+    def _population(self, suffix: str, first_step: int, time: int) -> Moments:
+        """The averages for these steps: past the last one that was seen, its."""
+        batches = self.get_buffer(f"population_batches_{suffix}")
+        steps = torch.arange(self.max_steps, device=batches.device)
+        last = (steps * (batches > 0)).amax()
+        rows = torch.arange(first_step, first_step + time, device=batches.device).minimum(last)
+        return Moments(*(self.get_buffer(f"population_{name}_{suffix}")[rows] for name in Moments._fields))
+
+    def _average(self, suffix: str, first_step: int, used: Moments) -> None:
+        rows = slice(first_step, first_step + len(used.input_mean))
+        batches = self.get_buffer(f"population_batches_{suffix}")[rows]
+        batches += 1
+        for name, moment in used._asdict().items():
+            average = self.get_buffer(f"population_{name}_{suffix}")[rows]
+            weight = batches.unsqueeze(-1).to(average.dtype).reciprocal() if self.momentum is None else self.momentum
+            average.lerp_(moment[: len(average)], weight)
+
+
+_GAINS = ("gain_input", "gain_hidden", "gain_cell", "bias_cell")
+"""The names of what `Gains` holds, in its order."""
+
+
 def _names(layer: int, direction: int) -> tuple[str, ...]:
     """Torch's names of what `Weights` holds, in its order."""
-    suffix = f"l{layer}_reverse" if direction else f"l{layer}"
-    return tuple(f"{name}_{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    return tuple(f"{name}_{_suffix(layer, direction)}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+
+
+def _suffix(layer: int, direction: int) -> str:
+    return f"l{layer}_reverse" if direction else f"l{layer}"
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

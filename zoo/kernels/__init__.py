@@ -26,15 +26,15 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool) -> Backend
 
     Raises `ValueError` where the forced one cannot.
     """
-    native_dtype = inputs.dtype in (torch.float32, torch.float64)
     able: dict[Backend, bool] = {
         "vendor": plain,
-        "native": cell in native.CELLS and inputs.device.type == "cpu" and native_dtype and native.available(),
+        "native": native.can_run(cell, inputs),
         "triton": inputs.device.type == "cuda" and fused.available(),
         "torch": True,
         "reference": True,
     }
     if backend == "auto":
+        able["native"] &= inputs.shape[:2].numel() > 1  # the weights are packed for a sequence or a batch
         return next(name for name, can in able.items() if can)
     if not able[backend]:
         raise ValueError(
@@ -142,9 +142,8 @@ def batch_norm_lstm(
     if _choose_normalised(backend, inputs) == "reference":
         run, used = functional.batch_norm_lstm(inputs, state, weights, gains, noise, population, eps)
         return run, Moments(*(moment.detach() for moment in used))
-    product, bias = linear(inputs, weights.input), _sum(weights.bias_input, weights.bias_hidden)
-    run, used = normalised.lstm("batch", product, state, weights.hidden, bias, gains, noise, population, eps)
-    return run, Moments(*(moment.squeeze(1) for moment in used))
+    bias = _sum(weights.bias_input, weights.bias_hidden)
+    return normalised.batch_norm_lstm(inputs, state, weights, bias, gains, noise, population, eps)
 
 
 def layer_norm_lstm(
@@ -165,9 +164,8 @@ def layer_norm_lstm(
     normalised.check(inputs, weights, gains)
     if _choose_normalised(backend, inputs) == "reference":
         return functional.layer_norm_lstm(inputs, state, weights, gains, noise, eps)
-    product, bias = linear(inputs, weights.input), _sum(weights.bias_input, weights.bias_hidden)
-    run, _ = normalised.lstm("layer", product, state, weights.hidden, bias, gains, noise, None, eps)
-    return run
+    bias = _sum(weights.bias_input, weights.bias_hidden)
+    return normalised.layer_norm_lstm(inputs, state, weights, bias, gains, noise, eps)
 
 
 def _choose_normalised(backend: Backend, inputs: Tensor) -> Backend:

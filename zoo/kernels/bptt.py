@@ -133,4 +133,6 @@ def take(ctx: Any) -> tuple[Tensor, ...]:
 
 def own(gradient: Tensor | None, like: Tensor) -> Tensor:
     """A gradient that the loops may write into."""
-    return torch.zeros_like(like) if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
+    if gradient is None:
+        return torch.zeros_like(like, memory_format=torch.contiguous_format)
+    return gradient.clone(memory_format=torch.contiguous_format)

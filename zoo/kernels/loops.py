@@ -62,11 +62,8 @@ class Loops:
         """Leaves the initial state's gradients in `dh` and `dc`; returns those of inputs, W, R and bias, where needed."""
         for t in reversed(range(len(gates))):
             step = noise.at(t)
-            if doutputs is not None:
-                dh += doutputs[t]
-            if dcells is not None:
-                dc += dcells[t]
-            self._pointwise.lstm_backward(gates[t], cells[t - 1] if t else c, step, dh, dc)
+            incoming = (None if value is None else value[t] for value in (doutputs, dcells))
+            self._pointwise.lstm_backward(gates[t], cells[t - 1] if t else c, step, dh, dc, *incoming)
             add_product_backward(dh, gates[t], w_hidden, step.rec)
         return (
             gates @ w_input if needed[0] else None,
@@ -87,12 +84,13 @@ class Loops:
         """Outputs (T, B, H), and (T, B, H) what the reset gate multiplied (after) or made (before the product)."""
         outputs, reset = (gates.new_empty(*gates.shape[:2], h.shape[-1]) for _ in range(2))
         two, w_gates, w_new = _parts(w_hidden)
+        if reset_after:
+            reset.copy_(reset.new_zeros(()) if b_new is None else b_new)
         for t in range(len(gates)):
             step = noise.at(t)
             rec_gates, rec_new = split_rec(step.rec)
             add_product(gates[t][:, :two], h, w_gates, rec_gates)
             if reset_after:
-                reset[t] = 0 if b_new is None else b_new
                 add_product(reset[t], h, w_new, rec_new)
                 self._pointwise.gru_reset(gates[t], reset[t])
             else:
@@ -120,9 +118,7 @@ class Loops:
             step = noise.at(t)
             rec_gates, rec_new = split_rec(step.rec)
             previous = outputs[t - 1] if t else h
-            if doutputs is not None:
-                dh += doutputs[t]
-            self._pointwise.gru_backward(gates[t], previous, step, dh)
+            self._pointwise.gru_backward(gates[t], previous, step, dh, None if doutputs is None else doutputs[t])
             if reset_after:
                 self._pointwise.gru_reset_backward(gates[t], reset[t])
                 add_product_backward(dh, reset[t], w_new, rec_new)
@@ -155,9 +151,8 @@ class Loops:
         """Leaves the gradients of what the nonlinearity takes in `gates`, and of the initial state in `dh`."""
         for t in reversed(range(len(gates))):
             step = noise.at(t)
-            if doutputs is not None:
-                dh += doutputs[t]
-            self._pointwise.rnn_backward(gates[t], step, dh, nonlinearity)
+            doutput = None if doutputs is None else doutputs[t]
+            self._pointwise.rnn_backward(gates[t], step, dh, nonlinearity, doutput)
             add_product_backward(dh, gates[t], w_hidden, step.rec)
 
 

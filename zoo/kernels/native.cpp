@@ -12,8 +12,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <mutex>
+#include <new>
 #include <type_traits>
+#include <vector>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -43,6 +45,9 @@ constexpr int VECTOR_BYTES = 16, MAX_ROWS = 3;
 constexpr int GATES = 4;
 constexpr int64_t DEPTH = 1024;  // rows of a panel that are multiplied before the next rows of the batch: they stay in L2
 constexpr int64_t CHUNK = 256;   // rows, steps times batch, whose products with and for the inputs are taken together
+constexpr int64_t GATHER = 768;  // rows that one product of the weights' gradients sums over
+constexpr int64_t PANELS = 3;    // panels of the other factor that such a product takes at a time: they fill half of L2
+constexpr int64_t NARROW = 4;    // inputs of no more columns are multiplied within the step
 constexpr int WIDTH = 4;         // vectors of columns in a panel
 
 template <typename T>
@@ -96,9 +101,13 @@ inline void store(T* to, Vec<T> value, int lanes) {
 
 inline Vec<float> exponential(Vec<float> x) {
     typedef Vector<float>::integer Integer;
-    const Vec<float> low = Vec<float>{} - 87.0f, high = Vec<float>{} + 88.0f;
+    const Vec<float> low = Vec<float>{} - 87.0f, high = Vec<float>{} + 87.0f;
+#ifdef __AVX512F__
+    x = (Vec<float>)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));  // lets NaN through
+#else
     x = x < low ? low : x;
     x = x > high ? high : x;
+#endif
     const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     const Vec<float> shifted = x * 1.44269504088896341f + round;
     const Vec<float> n = shifted - round;
@@ -117,13 +126,22 @@ inline Vec<double> exponential(Vec<double> x) {
     for (int k = 0; k < LANES<double>; k++) x[k] = std::exp(x[k]);
     return x;
 }
+inline Vec<float> reciprocal(Vec<float> x) {
+#ifdef __AVX512F__
+    const Vec<float> guess = (Vec<float>)_mm512_rcp14_ps((__m512)x);
+    return guess * (2 - x * guess);
+#else
+    return 1 / x;
+#endif
+}
+inline Vec<double> reciprocal(Vec<double> x) { return 1 / x; }
 template <typename V>
 inline V sigmoid(V x) {
-    return 1 / (1 + exponential(-x));
+    return reciprocal(1 + exponential(-x));
 }
 template <typename V>
 inline V hyperbolic_tangent(V x) {
-    return 2 / (1 + exponential(-2 * x)) - 1;
+    return 2 * reciprocal(1 + exponential(-2 * x)) - 1;
 }
 
 // ---------------------------------------------------------------- arguments
@@ -190,23 +208,77 @@ struct Range {
 };
 inline Range share(int64_t count, int parts, int part) { return {count * part / parts, count * (part + 1) / parts}; }
 
-template <typename T>
-struct Free {
-    void operator()(T* p) const { free(p); }
-};
-template <typename T>
-using Buffer = std::unique_ptr<T[], Free<T>>;
-template <typename T>
-Buffer<T> allocate(int64_t count) {
-    return Buffer<T>((T*)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
-}
-
 // Large new memory costs less to touch in large pages.
 inline void in_large_pages([[maybe_unused]] void* from, [[maybe_unused]] int64_t bytes) {
 #ifdef __linux__
     const uintptr_t page = 2 << 20, first = ((uintptr_t)from + page - 1) / page * page, last = ((uintptr_t)from + bytes) / page * page;
     if (last > first) madvise((void*)first, last - first, MADV_HUGEPAGE);
 #endif
+}
+
+// Workspace, kept for the next call: new memory has to be cleared by the system first.
+class Pool {
+    struct Block {
+        void* memory;
+        int64_t bytes;
+    };
+    static constexpr int64_t LIMIT = 256 << 20;  // bytes kept
+    std::mutex mutex;
+    std::vector<Block> unused;
+    int64_t kept = 0;
+
+   public:
+    void* take(int64_t& bytes) {
+        bytes = (bytes + 63) / 64 * 64;
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            auto best = unused.end();
+            for (auto block = unused.begin(); block != unused.end(); ++block)
+                if (block->bytes >= bytes && block->bytes <= 2 * bytes && (best == unused.end() || block->bytes < best->bytes))
+                    best = block;
+            if (best != unused.end()) {
+                const Block found = *best;
+                unused.erase(best);
+                kept -= found.bytes;
+                bytes = found.bytes;
+                return found.memory;
+            }
+        }
+        void* memory = std::aligned_alloc(64, bytes);
+        if (!memory) throw std::bad_alloc();
+        in_large_pages(memory, bytes);
+        return memory;
+    }
+    void give(void* memory, int64_t bytes) {
+        std::lock_guard<std::mutex> lock(mutex);
+        unused.push_back({memory, bytes});
+        kept += bytes;
+        while (kept > LIMIT) {  // the oldest go first
+            free(unused.front().memory);
+            kept -= unused.front().bytes;
+            unused.erase(unused.begin());
+        }
+    }
+};
+Pool pool;
+
+template <typename T>
+class Buffer {
+    int64_t bytes;
+    T* memory;
+
+   public:
+    explicit Buffer(int64_t count) : bytes(count * sizeof(T)), memory(count ? (T*)pool.take(bytes) : nullptr) {}
+    Buffer(const Buffer&) = delete;
+    ~Buffer() {
+        if (memory) pool.give(memory, bytes);
+    }
+    T* get() const { return memory; }
+    T& operator[](int64_t at) const { return memory[at]; }
+};
+template <typename T>
+Buffer<T> allocate(int64_t count) {
+    return Buffer<T>(count);
 }
 
 // ---------------------------------------------------------------- products
@@ -353,17 +425,43 @@ struct Lstm {
 
     // ------------------------------------------------ forward
 
+    // Turns N vectors of N lanes about, exchanging blocks of HALF lanes, then of twice as many.
+    template <int HALF = 1>
+    static void transpose(Vec<T>* rows) {
+        if constexpr (HALF < N) {
+            typename Vector<T>::integer low, high;
+#pragma GCC unroll 16
+            for (int lane = 0; lane < N; lane++) {
+                low[lane] = lane & HALF ? N + lane - HALF : lane;
+                high[lane] = lane & HALF ? N + lane : lane + HALF;
+            }
+#pragma GCC unroll 16
+            for (int row = 0; row < N; row++) {
+                if (row & HALF) continue;
+                const Vec<T> a = rows[row], b = rows[row + HALF];
+                rows[row] = __builtin_shuffle(a, b, low);
+                rows[row + HALF] = __builtin_shuffle(a, b, high);
+            }
+            transpose<2 * HALF>(rows);
+        }
+    }
+
     // One panel a block of units, [k][gate][lane] = weight[gate H + unit][k]
     void pack_gates(const T* weight, int64_t depth, T* panels, int64_t block) const {
         T* panel = panels + block * depth * GATES * N;
-        for (int64_t some = 0; some < depth; some += 64)
-            for (int gate = 0; gate < GATES; gate++)
-                for (int lane = 0; lane < N; lane++) {
-                    const bool in = lane < lanes(block);
-                    const T* row = weight + (gate * hidden + block * N + lane) * depth;
-                    T* to = panel + gate * N + lane;
-                    for (int64_t k = some; k < std::min(some + 64, depth); k++) to[k * GATES * N] = in ? row[k] : 0;
-                }
+        for (int gate = 0; gate < GATES; gate++) {
+            const T* from = weight + (gate * hidden + block * N) * depth;
+            for (int64_t k = 0; k < depth; k += N) {
+                const int columns = (int)std::min<int64_t>(N, depth - k), units = lanes(block);
+                Vec<T> rows[N];
+#pragma GCC unroll 16
+                for (int lane = 0; lane < N; lane++) rows[lane] = lane < units ? load(from + lane * depth + k, columns) : Vec<T>{};
+                transpose(rows);
+#pragma GCC unroll 16
+                for (int column = 0; column < N; column++)
+                    if (column < columns) store(panel + (k + column) * GATES * N + gate * N, rows[column], N);
+            }
+        }
     }
 
     void forward() {
@@ -384,7 +482,7 @@ struct Lstm {
             for (int64_t u = p.units.first; u < p.units.last; u++) mask_hidden(h, masked.get(), 0, p.rows, u);
             barrier.wait(p.threads);
             for (int64_t t = 0; t < x.time; t++) {
-                if (t % chunk_steps(p) == 0) project(t, std::min(t + chunk_steps(p), x.time), p, w_panels.get());
+                if (width > NARROW && t % chunk_steps(p) == 0) project(t, std::min(t + chunk_steps(p), x.time), p, w_panels.get());
                 T *const h_out = outputs + t * batch * hidden, *const c_out = cells + (x.keep ? t * batch * hidden : 0);
                 const T* from = (masks ? masked.get() + (t % 2) * masks * batch * hidden : h) + p.rows.first * hidden;
                 for (int64_t u = p.units.first; u < p.units.last; u++) {
@@ -397,7 +495,8 @@ struct Lstm {
                             product<T>(p.count(), 1, {from + k * batch * hidden, hidden, 1}, {panel + k * N, GATES * N},
                                        hidden, {scratch.get() + k * N, GATES * N, N, N, N});
                     for (int64_t b = p.rows.first; b < p.rows.last; b++)
-                        step(t, b, u, scratch.get() + (b - p.rows.first) * GATES * N, h, c, h_out, c_out);
+                        step(t, b, u, scratch.get() + (b - p.rows.first) * GATES * N,
+                             width > NARROW ? nullptr : w_panels.get() + u * width * GATES * N, h, c, h_out, c_out);
                     if (t + 1 < x.time) mask_hidden(h_out, masked.get(), t + 1, p.rows, u);
                 }
                 h = h_out;
@@ -429,12 +528,17 @@ struct Lstm {
             }
     }
 
-    inline void step(int64_t t, int64_t b, int64_t block, const T* product, const T* h, const T* c, T* h_out, T* c_out) const {
+    // `narrow`: the panel of W, where the inputs are not projected yet.
+    inline void step(int64_t t, int64_t b, int64_t block, const T* product, const T* narrow, const T* h, const T* c, T* h_out,
+                     T* c_out) const {
         const int n = lanes(block);
-        const int64_t at = b * hidden + block * N;
-        T* gate = gates + (t * batch + b) * GATES * hidden + block * N;
+        const int64_t at = b * hidden + block * N, row = t * batch + b;
+        T* gate = gates + row * GATES * hidden + block * N;
         const auto before = [&](int k) {
-            Vec<T> value = load(gate + k * hidden, n) + load(product + k * N, N);
+            Vec<T> value = load(product + k * N, N);
+            if (!narrow) value += load(gate + k * hidden, n);
+            for (int64_t i = 0; narrow && i < width; i++)
+                value += ((const T*)x.inputs)[row * width + i] * load(narrow + (i * GATES + k) * N, N);
             return x.bias ? value + load((const T*)x.bias + k * hidden + block * N, n) : value;
         };
         const Vec<T> i = sigmoid(before(0)), f = sigmoid(before(1));
@@ -477,16 +581,22 @@ struct Lstm {
         }
     }
 
-    // A thread's sums of the weights' gradients: the arguments' own, or its own part of them where the batch is shared.
-    struct Sums {
-        T *w_input, *w_hidden, *bias;
+    // Gradients of the gates, gathered until there are enough for the product that sums the weights' gradients.
+    struct Gathered {
+        T *left, *right;   // [gate][tile of units][row][unit], and a panel of the other factor
+        int64_t *step, *row;
+        int64_t count, capacity;
+        bool fresh;  // the first of all
     };
 
     void backward() {
-        const int64_t deep = GATES * hidden, x_blocks = vectors(width);
+        const int64_t deep = GATES * hidden, x_blocks = vectors(width), joint = width + hidden + 1;
+        if (x.dinputs) in_large_pages(x.dinputs, x.time * batch * width * sizeof(T));
+        if (x.dw_input) in_large_pages(x.dw_input, deep * width * sizeof(T));
+        if (x.dw_hidden) in_large_pages(x.dw_hidden, deep * hidden * sizeof(T));
         auto r_panels = allocate<T>(blocks * N * deep), w_panels = allocate<T>(x.dinputs ? x_blocks * N * deep : 0);
-        const int64_t size = deep * (width + hidden + 1);
-        auto parts = allocate<T>(split_batch ? x.threads * size : 0);
+        auto parts = allocate<T>(split_batch ? x.threads * deep * joint : 0);  // the threads' sums for [W, R, bias]
+        auto shared = allocate<T>(split_batch ? 0 : std::max(CHUNK, batch) * deep);
         in_parallel([&](Part p) {
             const Range x_units = split_batch ? Range{0, x_blocks} : share(x_blocks, p.threads, p.thread);
             const auto pack = [&](const T* weight, int64_t columns, Range own, T* panels) {
@@ -498,47 +608,51 @@ struct Lstm {
             };
             pack((const T*)x.w_hidden, hidden, p.units, r_panels.get());
             if (x.dinputs) pack((const T*)x.w_input, width, x_units, w_panels.get());
-            if (split_batch) barrier.wait(p.threads);
-            Sums sums{(T*)x.dw_input, (T*)x.dw_hidden, (T*)x.dbias};
-            if (split_batch) {
-                T* mine = parts.get() + p.thread * size;
-                sums = {mine, mine + deep * width, mine + deep * (width + hidden)};
-            }
-            const int64_t steps = chunk_steps(p), units = std::min(p.units.last * N, hidden) - p.units.first * N;
-            auto scratch = allocate<T>(p.count() * WIDTH * N);
-            auto left = allocate<T>(GATES * (units + MAX_ROWS) * steps * p.count());
-            auto right = allocate<T>(steps * p.count() * WIDTH * N);
-            int64_t last = x.time;
-            for (int64_t t = x.time - 1; t >= 0; t--) {
-                for (int64_t b = p.rows.first; b < p.rows.last; b++)
-                    for (int64_t u = p.units.first; u < p.units.last; u++) step_backward(t, b, u);
-                if (!split_batch) barrier.wait(p.threads);
-                to_state(t, p, r_panels.get(), scratch.get());
-                if (last - t == steps || t == 0) {
-                    weight_gradients(t, last, p, sums, last == x.time, left.get(), right.get());
-                    if (x.dinputs) to_inputs(t, last, p, x_units, w_panels.get());
-                    last = t;
+            const int64_t steps = chunk_steps(p), tiles = (own_units(p) + MAX_ROWS - 1) / MAX_ROWS;
+            const int64_t capacity = std::max(GATHER, steps * p.count());
+            auto mine = allocate<T>(split_batch ? steps * p.count() * deep : 0), scratch = allocate<T>(p.count() * WIDTH * N);
+            auto left = allocate<T>(GATES * tiles * MAX_ROWS * capacity), right = allocate<T>(PANELS * capacity * WIDTH * N);
+            auto places = allocate<int64_t>(2 * capacity);
+            Gathered gathered{left.get(), right.get(), places.get(), places.get() + capacity, 0, capacity, true};
+            T* const dgates = split_batch ? mine.get() : shared.get();
+            for (int64_t last = x.time, first; last > 0; last = first) {
+                first = std::max<int64_t>(0, last - steps);
+                // The panels are there and, where they are shared, nobody needs the last chunk's gradients any more.
+                if (!split_batch || last == x.time) barrier.wait(p.threads);
+                for (int64_t t = last - 1; t >= first; t--) {
+                    T* const now = dgates + (t - first) * p.count() * deep;
+                    for (int64_t b = p.rows.first; b < p.rows.last; b++)
+                        for (int64_t u = p.units.first; u < p.units.last; u++)
+                            step_backward(t, b, u, now + (b - p.rows.first) * deep);
+                    if (!split_batch) barrier.wait(p.threads);
+                    to_state(t, p, now, r_panels.get(), scratch.get());
                 }
+                if (x.dinputs) to_inputs(first, last, p, dgates, x_units, w_panels.get());
+                if (gathered.count + (last - first) * p.count() > capacity) weight_gradients(p, gathered, parts.get());
+                gather(first, last, p, dgates, gathered);
             }
+            weight_gradients(p, gathered, parts.get());
             if (!split_batch) return;
             barrier.wait(p.threads);
-            const auto add_up = [&](void* to, int64_t from, int64_t count) {
-                const Range own = share(count, p.threads, p.thread);
-                for (int64_t n = own.first; to && n < own.last; n++) {
+            const Range own = share(deep, p.threads, p.thread);
+            const auto add_up = [&](void* to, int64_t from, int64_t columns) {
+                for (int64_t n = own.first * columns; to && n < own.last * columns; n++) {
                     T sum = 0;
-                    for (int thread = 0; thread < p.threads; thread++) sum += parts[thread * size + from + n];
+                    for (int thread = 0; thread < p.threads; thread++)
+                        sum += parts[(thread * deep + n / columns) * joint + from + n % columns];
                     ((T*)to)[n] = sum;
                 }
             };
-            add_up(x.dw_input, 0, deep * width);
-            add_up(x.dw_hidden, deep * width, deep * hidden);
-            add_up(x.dbias, deep * (width + hidden), deep);
+            add_up(x.dw_input, 0, width);
+            add_up(x.dw_hidden, width, hidden);
+            add_up(x.dbias, width + hidden, 1);
         });
     }
 
+    int64_t own_units(const Part& p) const { return std::min(p.units.last * N, hidden) - p.units.first * N; }
+
     // dh += rec * (R' dgates)
-    void to_state(int64_t t, const Part& p, const T* panels, T* scratch) const {
-        const T* dgates = gates + (t * batch + p.rows.first) * GATES * hidden;
+    void to_state(int64_t t, const Part& p, const T* dgates, const T* panels, T* scratch) const {
         for_panels<T>(p.units, hidden, [&](int64_t first, int wide, int) {
             for (int64_t k = 0; k < copies(); k++) {
                 const int64_t deep = GATES * hidden / copies();
@@ -558,70 +672,130 @@ struct Lstm {
     }
 
     // dx(t) = W' dgates of some steps
-    void to_inputs(int64_t first_step, int64_t last_step, const Part& p, Range units, const T* panels) const {
-        const bool whole = p.count() == batch;
+    void to_inputs(int64_t first_step, int64_t last_step, const Part& p, const T* dgates, Range units, const T* panels) const {
+        const bool whole = p.count() == batch;  // then the rows of all steps follow each other
         for_panels<T>(units, width, [&](int64_t first, int wide, int tail) {
-            for (int64_t t = first_step; t < last_step; t += whole ? last_step - first_step : 1) {
-                const int64_t row = t * batch + p.rows.first;
+            for (int64_t t = first_step; t < last_step; t += whole ? last_step - first_step : 1)
                 product<T>(whole ? (last_step - first_step) * batch : p.count(), wide,
-                           {gates + row * GATES * hidden, GATES * hidden, 1},
+                           {dgates + (t - first_step) * p.count() * GATES * hidden, GATES * hidden, 1},
                            {panels + first * GATES * hidden, wide * N}, GATES * hidden,
-                           {(T*)x.dinputs + row * width + first, width, N, N, tail});
-            }
+                           {(T*)x.dinputs + (t * batch + p.rows.first) * width + first, width, N, N, tail});
         });
     }
 
-    // The gradients of W, R and the bias from some steps, for this thread's units: dgates' [x, rec * h(t-1), 1]
-    void weight_gradients(int64_t first, int64_t last, const Part& p, Sums sums, bool fresh, T* left, T* right) const {
-        const int64_t unit = p.units.first * N, units = std::min(p.units.last * N, hidden) - unit;
-        const int64_t tiles = (units + MAX_ROWS - 1) / MAX_ROWS, depth = (last - first) * p.count();
-        const auto for_rows = [&](auto use) {
-            for (int64_t t = first, k = 0; t < last; t++)
-                for (int64_t b = p.rows.first; b < p.rows.last; b++, k++) use(t, b, k);
-        };
-        for (int gate = 0; gate < GATES; gate++) {
-            if (sums.bias && fresh) memset(sums.bias + gate * hidden + unit, 0, units * sizeof(T));
-            for_rows([&](int64_t t, int64_t b, int64_t k) {
-                const T* from = gates + (t * batch + b) * GATES * hidden + gate * hidden + unit;
-                T* to = left + gate * tiles * MAX_ROWS * depth + k * MAX_ROWS;  // [gate][tile][k][row]
-                for (int64_t tile = 0; tile < tiles; tile++, to += depth * MAX_ROWS)
-                    memcpy(to, from + tile * MAX_ROWS, std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS) * sizeof(T));
-                if (sums.bias)
-                    for (int64_t m = 0; m < units; m++) sums.bias[gate * hidden + unit + m] += from[m];
-            });
-        }
-        const auto add = [&](T* gradient, int64_t columns, int gate, int gates, auto row) {
-            for_panels<T>({0, vectors(columns)}, columns, [&](int64_t column, int wide, int tail) {
-                for_rows([&](int64_t t, int64_t b, int64_t k) {
-                    for (int v = 0; v < wide; v++)
-                        store(right + (k * wide + v) * N, row(t, b, column + v * N, v == wide - 1 ? tail : N), N);
-                });
-                for (int g = gate; g < gate + gates; g++)
-                    for (int64_t tile = 0; tile < tiles; tile++) {
-                        const Left<T> a{left + (g * tiles + tile) * MAX_ROWS * depth, 1, MAX_ROWS};
-                        T* to = gradient + (g * hidden + unit + tile * MAX_ROWS) * columns + column;
-                        product<T>(std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS), wide, a, {right, wide * N}, depth,
-                                   {to, columns, N, N, tail}, !fresh);
-                    }
-            });
-        };
-        if (sums.w_input)
-            add(sums.w_input, width, 0, GATES, [&](int64_t t, int64_t b, int64_t column, int n) {
-                return load((const T*)x.inputs + (t * batch + b) * width + column, n);
-            });
-        if (sums.w_hidden)
-            for (int k = 0; k < copies(); k++)
-                add(sums.w_hidden, hidden, k, GATES / copies(), [&](int64_t t, int64_t b, int64_t column, int n) {
-                    const T* h = t ? outputs + (t - 1) * batch * hidden : (const T*)x.h;
-                    const Vec<T> value = load(h + b * hidden + column, n);
-                    return has(REC) ? value * mask(REC, t, b, column / N, k) : value;
-                });
+    // Puts this thread's units of some steps' gradients with those that wait.
+    void gather(int64_t first, int64_t last, const Part& p, const T* dgates, Gathered& to) const {
+        if (!x.dw_input && !x.dw_hidden && !x.dbias) return;
+        const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
+        const int64_t start = to.count;
+        for (int64_t t = first; t < last; t++)
+            for (int64_t b = p.rows.first; b < p.rows.last; b++, to.count++) {
+                to.step[to.count] = t;
+                to.row[to.count] = b;
+            }
+        for (int gate = 0; gate < GATES; gate++)
+            for (int64_t k = start; k < to.count; k++) {
+                const T* from = dgates + (k - start) * GATES * hidden + gate * hidden + unit;
+                T* left = to.left + (gate * tiles * to.capacity + k) * MAX_ROWS;
+                const int64_t whole = units / MAX_ROWS;
+                for (int64_t tile = 0; tile < whole; tile++, left += to.capacity * MAX_ROWS)
+                    memcpy(left, from + tile * MAX_ROWS, MAX_ROWS * sizeof(T));
+                if (whole < tiles) memcpy(left, from + whole * MAX_ROWS, (units - whole * MAX_ROWS) * sizeof(T));
+            }
     }
 
-    inline void step_backward(int64_t t, int64_t b, int64_t block) const {
+    // The gradients of W, R and the bias for this thread's units from what is gathered: dgates' [x, rec * h(t-1), 1]
+    void weight_gradients(const Part& p, Gathered& from, T* parts) const {
+        if (from.count == 0) return;
+        const int64_t joint = width + hidden + 1;
+        const auto previous = [&](int64_t t, int64_t b) {
+            return (t ? outputs + (t - 1) * batch * hidden : (const T*)x.h) + b * hidden;
+        };
+        const auto masked = [&](int64_t t, int64_t b, int64_t block, int64_t k) {
+            const Vec<T> value = load(previous(t, b) + block * N, lanes(block));
+            return has(REC) ? value * mask(REC, t, b, block, k) : value;
+        };
+        if (split_batch) {
+            auto row = allocate<T>(joint + N);
+            for (int64_t k = 0; k < copies(); k++)
+                sum(p, from, k, GATES / copies(), joint, parts + p.thread * GATES * hidden * joint,
+                    [&](int64_t n, int64_t column, int wide, T* to) {
+                        const int64_t t = from.step[n], b = from.row[n];
+                        memcpy(row.get(), (const T*)x.inputs + (t * batch + b) * width, width * sizeof(T));
+                        for (int64_t u = 0; u < blocks; u++) store(row.get() + width + u * N, masked(t, b, u, k), lanes(u));
+                        row[width + hidden] = 1;
+                        memset(row.get() + joint, 0, N * sizeof(T));
+                        memcpy(to, row.get() + column, wide * N * sizeof(T));
+                    });
+        } else {
+            if (x.dw_input)
+                sum(p, from, 0, GATES, width, (T*)x.dw_input, [&](int64_t n, int64_t column, int wide, T* to) {
+                    const T* row = (const T*)x.inputs + (from.step[n] * batch + from.row[n]) * width;
+                    for (int v = 0; v < wide; v++, column += N)
+                        store(to + v * N, load(row + column, (int)std::min<int64_t>(N, width - column)), N);
+                });
+            for (int64_t k = 0; x.dw_hidden && k < copies(); k++)
+                sum(p, from, k, GATES / copies(), hidden, (T*)x.dw_hidden, [&](int64_t n, int64_t column, int wide, T* to) {
+                    for (int v = 0; v < wide; v++)
+                        store(to + v * N, masked(from.step[n], from.row[n], column / N + v, k), N);
+                });
+            if (x.dbias) sum_bias(p, from);
+        }
+        from.count = 0;
+        from.fresh = false;
+    }
+
+    // target (+)= left' right, for some gates; `fill` writes some columns of one row of the right factor.
+    template <typename Fill>
+    void sum(const Part& p, const Gathered& from, int64_t gate, int64_t gates, int64_t columns, T* target, Fill fill) const {
+        const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
+        struct {
+            int64_t first;
+            int wide, tail;
+            T* right;
+        } panels[PANELS];
+        int64_t count = 0;
+        const auto multiply = [&] {
+            for (int64_t g = gate; g < gate + gates; g++)
+                for (int64_t tile = 0; tile < tiles; tile++)
+                    for (int64_t n = 0; n < count; n++)
+                        product<T>(std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS), panels[n].wide,
+                                   {from.left + (g * tiles + tile) * MAX_ROWS * from.capacity, 1, MAX_ROWS},
+                                   {panels[n].right, panels[n].wide * N}, from.count,
+                                   {target + (g * hidden + unit + tile * MAX_ROWS) * columns + panels[n].first, columns, N, N,
+                                    panels[n].tail},
+                                   !from.fresh);
+            count = 0;
+        };
+        for_panels<T>({0, vectors(columns)}, columns, [&](int64_t first, int wide, int tail) {
+            T* right = from.right + count * from.capacity * WIDTH * N;
+            for (int64_t n = 0; n < from.count; n++) fill(n, first, wide, right + n * wide * N);
+            panels[count++] = {first, wide, tail, right};
+            if (count == PANELS) multiply();
+        });
+        multiply();
+    }
+
+    void sum_bias(const Part& p, const Gathered& from) const {
+        const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
+        for (int gate = 0; gate < GATES; gate++)
+            for (int64_t tile = 0; tile < tiles; tile++) {
+                const T* left = from.left + (gate * tiles + tile) * MAX_ROWS * from.capacity;
+                T sum[MAX_ROWS] = {};
+                for (int64_t k = 0; k < from.count; k++)
+                    for (int r = 0; r < MAX_ROWS; r++) sum[r] += left[k * MAX_ROWS + r];
+                T* to = (T*)x.dbias + gate * hidden + unit + tile * MAX_ROWS;
+                for (int64_t r = 0; r < std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS); r++)
+                    to[r] = sum[r] + (from.fresh ? 0 : to[r]);
+            }
+    }
+
+    // `dgates`: those of the row
+    inline void step_backward(int64_t t, int64_t b, int64_t block, T* dgates) const {
         const int n = lanes(block);
         const int64_t at = b * hidden + block * N, now = t * batch * hidden + at;
-        T* gate = gates + (t * batch + b) * GATES * hidden + block * N;
+        const T* gate = gates + (t * batch + b) * GATES * hidden + block * N;
+        T* const dgate = dgates + block * N;
         T *const dh = (T*)x.dh + at, *const dc = (T*)x.dc + at;
         const Vec<T> i = load(gate, n), f = load(gate + hidden, n), g = load(gate + 2 * hidden, n);
         const Vec<T> o = load(gate + 3 * hidden, n);
@@ -646,10 +820,10 @@ struct Lstm {
         if (has(CMUL)) dnew_c *= mask(CMUL, t, b, block);
         Vec<T> dupdate = dnew_c;
         if (has(UPD)) dupdate *= mask(UPD, t, b, block);
-        store(gate, dupdate * g * i * (1 - i), n);
-        store(gate + hidden, dnew_c * c * f * (1 - f), n);
-        store(gate + 2 * hidden, dupdate * i * (1 - g * g), n);
-        store(gate + 3 * hidden, dnew_h * tanh * o * (1 - o), n);
+        store(dgate, dupdate * g * i * (1 - i), n);
+        store(dgate + hidden, dnew_c * c * f * (1 - f), n);
+        store(dgate + 2 * hidden, dupdate * i * (1 - g * g), n);
+        store(dgate + 3 * hidden, dnew_h * tanh * o * (1 - o), n);
         store(dh, dold_h, n);
         store(dc, dold_c + dnew_c * f, n);
     }

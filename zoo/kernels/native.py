@@ -24,9 +24,6 @@ from torch import Tensor
 from zoo.kernels import loops, pointwise
 from zoo.noise import Cell, Noise
 
-CELLS: tuple[Cell, ...] = ("lstm",)
-"""The cells that have native loops."""
-
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 _LOG = logging.getLogger(__name__)
@@ -124,6 +121,12 @@ class Loops(loops.Loops):
 def available() -> bool:
     """Whether the native code is there; builds it where it can be built."""
     return _library() is not None
+
+
+def can_run(cell: Cell, inputs: Tensor) -> bool:
+    """Whether there are native loops for this cell, device and dtype."""
+    fits = cell == "lstm" and inputs.device.type == "cpu" and inputs.dtype in (torch.float32, torch.float64)
+    return fits and available()
 
 
 def bernoulli(seed: int, threshold: int, shape: tuple[int, ...]) -> Tensor:

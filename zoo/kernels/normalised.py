@@ -1,8 +1,8 @@
 """The LSTMs with batch and layer normalisation: backpropagation through time by hand, in plain torch, on any device.
 
-Both are one computation; what differs is the dimension that a mean is taken over, -2 (the batch) or -1 (the units). The
-inputs' part of the gates is normalised for all steps at once, the recurrent part and the cell step by step. What has been
-normalised becomes its gradient on the way back, as the gates do: see `zoo.kernels.bptt`.
+Both are one computation around torch's fused normalisations. The inputs' part of the gates is normalised for all steps at
+once, outside of the loop; the recurrent part and the cell step by step. What is kept and overwritten is as in
+`zoo.kernels.bptt`; the recurrent part too becomes its gradient on the way back.
 """
 
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
 from zoo.kernels import bptt, pointwise
@@ -17,28 +18,41 @@ from zoo.kernels.loops import add_product, add_product_backward, hidden_weight_g
 from zoo.noise import Noise
 
 Kind = Literal["batch", "layer"]
-_DIM: dict[Kind, int] = {"batch": -2, "layer": -1}
 
 
-def lstm(
-    kind: Kind,
-    product: Tensor,
+def batch_norm_lstm(
+    inputs: Tensor,
     state: LSTMState,
-    w_hidden: Tensor,
+    weights: Weights,
     bias: Tensor | None,
     gains: Gains,
     noise: Noise,
     population: Moments | None,
     eps: float,
 ) -> tuple[LSTMRun, Moments]:
-    """The run and the moments that it used: (T, 1, 4 H) and (T, 1, H) over the batch, (T, B, 1) over the units.
+    """`zoo.functional.batch_norm_lstm`; no gradient goes through the moments or into a population."""
+    time, batch, _ = inputs.shape
+    norms = [Norm("batch", eps) for _ in range(3)]
+    if population is not None:
+        means, variances = population[::2], population[1::2]
+        norms = [Norm("batch", eps, mean, var) for mean, var in zip(means, variances, strict=True)]
+        norms[0] = Norm("batch", eps, means[0].view(1, -1), variances[0].view(1, -1))
+    # The steps side by side are the columns of one batch.
+    product = linear(inputs.transpose(0, 1), weights.input).flatten(1)
+    normal = norms[0](product, gains.input.repeat(time), None if bias is None else bias.repeat(time))
+    projected = normal.view(batch, time, -1).transpose(0, 1).contiguous()
+    run = _run(projected, state, weights, gains, noise, norms[1], norms[2])
+    if population is None:
+        population = Moments(*(moment.view(time, -1) for norm in norms for moment in norm.moments()))
+    return run, population
 
-    `product` is W x(t), (T, B, 4 H), and is taken over: nobody else may hold it.
-    """
-    given = None if population is None else Moments(*(moment.unsqueeze(1) for moment in population))
-    arguments = product, *state, w_hidden, bias, *gains, noise, given, eps, _DIM[kind]
-    outputs, cells, h, c, *used = LSTM.apply(*arguments)  # type: ignore[no-untyped-call]
-    return LSTMRun(outputs, (h, c), cells), Moments(*used) if given is None else given
+
+def layer_norm_lstm(
+    inputs: Tensor, state: LSTMState, weights: Weights, bias: Tensor | None, gains: Gains, noise: Noise, eps: float
+) -> LSTMRun:
+    """`zoo.functional.layer_norm_lstm`."""
+    projected = Norm("layer", eps)(linear(inputs, weights.input), gains.input, bias)
+    return _run(projected, state, weights, gains, noise, Norm("layer", eps), Norm("layer", eps))
 
 
 def check(inputs: Tensor, weights: Weights, gains: Gains, population: Moments | None = None) -> None:
@@ -58,83 +72,133 @@ def check(inputs: Tensor, weights: Weights, gains: Gains, population: Moments | 
             raise ValueError(f"{name} is on {value.device}, the inputs are on {inputs.device}")
 
 
-class LSTM(torch.autograd.Function):
-    """(W x, h, c, R, bias or None, gains, noise, population or None, eps, dim) -> outputs, cells, final h, final c, moments.
+class Norm:
+    """One normalisation at every step: over the batch or, "layer", the units; by given moments of the batch, (T, N).
 
-    The moments come out where no population is given.
+    Remembers the moments of each call, which `backward` needs.
+    """
+
+    def __init__(self, kind: Kind, eps: float, mean: Tensor | None = None, var: Tensor | None = None) -> None:
+        self._kind, self._eps, self._mean, self._var = kind, eps, mean, var
+        self._used: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, value: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+        """gain * (value - mean) / sqrt(variance + eps) + bias of the next step; differentiable itself."""
+        if self._kind == "layer":
+            normal, *used = torch.native_layer_norm(value, gain.shape, gain, bias, self._eps)
+        else:
+            given = self._given(len(self._used))
+            normal, *used = torch.native_batch_norm(value, gain, bias, *given, self._mean is None, 0.0, self._eps)
+        mean, reciprocal = used
+        self._used.append((mean.detach(), reciprocal.detach()))
+        return normal
+
+    def backward(
+        self, t: int, gradient: Tensor, value: Tensor, gain: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The gradients of value, gain and bias at step t."""
+        needed = [True, True, bias is not None]
+        gradients: tuple[Tensor, Tensor, Tensor | None]
+        if self._kind == "layer":
+            gradients = torch.ops.aten.native_layer_norm_backward(
+                gradient, value, gain.shape, *self._used[t], gain, bias, needed
+            )
+        else:
+            given, training = self._given(t), self._mean is None
+            gradients = torch.ops.aten.native_batch_norm_backward(
+                gradient, value, gain, *given, *self._used[t], training, self._eps, needed
+            )
+        return gradients
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance over the batch at every step, (T, N)."""
+        mean, reciprocal = (torch.stack(steps) for steps in zip(*self._used, strict=True))
+        return mean, reciprocal.pow_(-2).sub_(self._eps).clamp_min_(0)
+
+    def _given(self, t: int) -> tuple[Tensor | None, Tensor | None]:
+        return None if self._mean is None else self._mean[t], None if self._var is None else self._var[t]
+
+
+def _run(
+    projected: Tensor,
+    state: LSTMState,
+    weights: Weights,
+    gains: Gains,
+    noise: Noise,
+    norm_hidden: Norm,
+    norm_cell: Norm,
+) -> LSTMRun:
+    _, *gains_in_loop = gains
+    arguments = projected, *state, weights.hidden, *gains_in_loop, noise, norm_hidden, norm_cell
+    outputs, cells, h, c = LSTM.apply(*arguments)  # type: ignore[no-untyped-call]
+    return LSTMRun(outputs, (h, c), cells)
+
+
+class LSTM(torch.autograd.Function):
+    """(projected, h, c, R, gain_hidden, gain_cell, bias_cell, noise, norm_hidden, norm_cell) -> outputs, cells, final h, c.
+
+    `projected` is the normalised inputs' part of the gates with their bias, (T, B, 4 H), and is taken over: nobody else may
+    hold it.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        product: Tensor,
+        projected: Tensor,
         h: Tensor,
         c: Tensor,
         w_hidden: Tensor,
-        bias: Tensor | None,
-        gain_input: Tensor,
         gain_hidden: Tensor,
         gain_cell: Tensor,
         bias_cell: Tensor,
         noise: Noise,
-        population: Moments | None,
-        eps: float,
-        dim: int,
+        norm_hidden: Norm,
+        norm_cell: Norm,
     ) -> tuple[Tensor, ...]:
-        first_h, first_c, given = h, c, population is not None
-        hidden = torch.zeros_like(product)
-        cell, outputs, cells = (product.new_empty(*product.shape[:2], h.shape[-1]) for _ in range(3))
-        moments = population or _empty(product, cell, dim)
-        _normalise(product, moments.input_mean, moments.input_var, eps, dim, given)
-        gates = product * gain_input if bias is None else torch.addcmul(bias, product, gain_input)
+        gates, first_h, first_c = projected, h, c
+        hidden = torch.zeros_like(gates)
+        new_cells, tanh, outputs, cells = (gates.new_empty(*gates.shape[:2], h.shape[-1]) for _ in range(4))
         for t in range(len(gates)):
             step = noise.at(t)
             add_product(hidden[t], h, w_hidden, step.rec)
-            _normalise(hidden[t], moments.hidden_mean[t], moments.hidden_var[t], eps, dim, given)
-            gates[t].addcmul_(hidden[t], gain_hidden)
+            gates[t] += norm_hidden(hidden[t], gain_hidden, None)
             i, f, g, o = gates[t].chunk(4, -1)
             gates[t][:, : 2 * h.shape[-1]].sigmoid_()
             g.tanh_()
             o.sigmoid_()
-            new = pointwise._new_cell(i, f, g, c, step)
-            cell[t] = new
-            _normalise(cell[t], moments.cell_mean[t], moments.cell_var[t], eps, dim, given)
-            torch.addcmul(bias_cell, cell[t], gain_cell, out=outputs[t]).tanh_().mul_(o)
+            new_cells[t] = pointwise._new_cell(i, f, g, c, step)
+            torch.tanh(norm_cell(new_cells[t], gain_cell, bias_cell), out=tanh[t])
+            torch.mul(o, tanh[t], out=outputs[t])
             pointwise._keep(h, outputs[t], step.hkeep, step.out)
-            cells[t] = new
+            cells[t] = new_cells[t]
             pointwise._keep(c, cells[t], step.ckeep)
             h, c = outputs[t], cells[t]
-        variances = moments.input_var, moments.hidden_var, moments.cell_var
-        saved = product, gates, hidden, cell, outputs, cells, first_h, first_c, w_hidden
-        bptt.keep(ctx, noise, *saved, gain_input, gain_hidden, gain_cell, bias_cell, *variances)
-        ctx.given, ctx.eps, ctx.dim = given, eps, dim
-        used = () if given else moments
-        ctx.mark_non_differentiable(*used)
-        return outputs, cells, h.clone(), c.clone(), *used
+        saved = gates, hidden, new_cells, tanh, outputs, cells, first_h, first_c
+        bptt.keep(ctx, noise, *saved, w_hidden, gain_hidden, gain_cell, bias_cell)
+        ctx.norm_hidden, ctx.norm_cell = norm_hidden, norm_cell
+        return outputs, cells, h.clone(), c.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any, *_: Any) -> tuple[Tensor | None, ...]:
-        product, gates, hidden, cell, outputs, cells, first_h, first_c, w_hidden, *rest = bptt.take(ctx)
-        gain_input, gain_hidden, gain_cell, bias_cell, *variances = rest
-        of_input, of_hidden, of_cell = ((variance + ctx.eps).rsqrt_() for variance in variances)
-        dim, given, noise = ctx.dim, ctx.given, ctx.noise
+    def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any) -> tuple[Tensor | None, ...]:
+        gates, hidden, new_cells, tanh, outputs, cells, first_h, first_c, *parameters = bptt.take(ctx)
+        w_hidden, gain_hidden, gain_cell, bias_cell = parameters
         dh, dc = bptt.own(dh, first_h), bptt.own(dc, first_c)
         dgain_hidden, dgain_cell, dbias_cell = (torch.zeros_like(v) for v in (gain_hidden, gain_cell, bias_cell))
         for t in reversed(range(len(gates))):
-            step = noise.at(t)
+            step = ctx.noise.at(t)
             if doutputs is not None:
                 dh += doutputs[t]
             if dcells is not None:
                 dc += dcells[t]
             i, f, g, o = gates[t].chunk(4, -1)
-            tanh = torch.addcmul(bias_cell, cell[t], gain_cell).tanh_()
             dnew_h = pointwise._keep_backward(dh, step.hkeep, step.out)
-            do = dnew_h * tanh
-            dnormal = dnew_h.mul_(o).mul_(1 - tanh * tanh)
-            dbias_cell += dnormal.sum(0)
-            dgain_cell += _normalise_backward(dnormal, cell[t], gain_cell, of_cell[t], dim, given)
-            dnew_c = pointwise._keep_backward(dc, step.ckeep).add_(cell[t])
+            do = dnew_h * tanh[t]
+            dnormal = dnew_h.mul_(o).mul_(1 - tanh[t] * tanh[t])
+            dnew_c, dgain, dbias = ctx.norm_cell.backward(t, dnormal, new_cells[t], gain_cell, bias_cell)
+            dgain_cell += dgain
+            dbias_cell += dbias
+            dnew_c += pointwise._keep_backward(dc, step.ckeep)
             if step.cmul is not None:
                 dnew_c *= step.cmul
             dc.addcmul_(dnew_c, f)
@@ -144,46 +208,8 @@ class LSTM(torch.autograd.Function):
             f.mul_(dnew_c.mul_(cells[t - 1] if t else first_c) * (1 - f))
             torch.mul(dg, 1 - g * g, out=g)
             o.mul_(do * (1 - o))
-            dgain_hidden += _normalise_backward(gates[t], hidden[t], gain_hidden, of_hidden[t], dim, given)
+            hidden[t], dgain, _ = ctx.norm_hidden.backward(t, gates[t], hidden[t], gain_hidden, None)
+            dgain_hidden += dgain
             add_product_backward(dh, hidden[t], w_hidden, step.rec)
-        dw = hidden_weight_gradient(hidden, outputs, first_h, noise.rec) if ctx.needs_input_grad[3] else None
-        dbias = gates.sum((0, 1)) if ctx.needs_input_grad[4] else None
-        dgain_input = _normalise_backward(gates, product, gain_input, of_input, dim, given)
-        return product, dh, dc, dw, dbias, dgain_input, dgain_hidden, dgain_cell, dbias_cell, None, None, None, None
-
-
-def _empty(product: Tensor, cell: Tensor, dim: int) -> Moments:
-    likes = product, product, product, product, cell, cell
-    return Moments(*(torch.empty_like(like.narrow(dim, 0, 1)) for like in likes))
-
-
-def _normalise(value: Tensor, mean: Tensor, var: Tensor, eps: float, dim: int, given: bool) -> None:
-    """value = (value - mean) / sqrt(var + eps); writes the moments unless they are given.
-
-    Sums, for torch's own `var_mean` takes 40 times as long over a batch on the CPU.
-    """
-    if not given:
-        torch.mean(value, dim, keepdim=True, out=mean)
-    value.sub_(mean)
-    if not given:
-        torch.mean(value * value, dim, keepdim=True, out=var)
-    value.mul_((var + eps).rsqrt_())
-
-
-def _normalise_backward(
-    gradient: Tensor, normal: Tensor, gain: Tensor, reciprocal: Tensor, dim: int, given: bool
-) -> Tensor:
-    """From the gradient of gain * normal to that of what was normalised, written over `normal`; returns the gain's.
-
-    d = gain * gradient;        (d - mean(d) - normal * mean(d * normal)) / deviation, and d / deviation for given moments.
-    """
-    product = gradient * normal
-    dgain = product.flatten(0, -2).sum(0)
-    d = gradient * gain
-    if given:
-        torch.mul(d, reciprocal, out=normal)
-        return dgain
-    along = product.mul_(gain).mean(dim, keepdim=True)
-    d.sub_(d.mean(dim, keepdim=True))
-    torch.addcmul(d, normal, along, value=-1, out=normal).mul_(reciprocal)
-    return dgain
+        dw = hidden_weight_gradient(hidden, outputs, first_h, ctx.noise.rec) if ctx.needs_input_grad[3] else None
+        return gates, dh, dc, dw, dgain_hidden, dgain_cell, dbias_cell, None, None, None

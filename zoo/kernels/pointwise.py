@@ -34,8 +34,21 @@ def _new_cell(i: Tensor, f: Tensor, g: Tensor, c: Tensor, noise: Noise) -> Tenso
     return new if noise.cmul is None else new.mul_(noise.cmul)
 
 
-def lstm_backward(gates: Tensor, c: Tensor, noise: Noise, dh: Tensor, dc: Tensor) -> None:
-    """The gradient of one step of an LSTM; `c` is the cell before the step."""
+def lstm_backward(
+    gates: Tensor,
+    c: Tensor,
+    noise: Noise,
+    dh: Tensor,
+    dc: Tensor,
+    doutput: Tensor | None = None,
+    dcell: Tensor | None = None,
+) -> None:
+    """The gradient of one step of an LSTM; `c` is the cell before the step.
+
+    `doutput` and `dcell` are added to `dh` and `dc` on the way in.
+    """
+    _add(dh, doutput)
+    _add(dc, dcell)
     i, f, g, o = gates.chunk(4, -1)
     tanh = _new_cell(i, f, g, c, noise).tanh_()
     dnew_h = _keep_backward(dh, noise.hkeep, noise.out)
@@ -78,8 +91,12 @@ def gru(gates: Tensor, h: Tensor, noise: Noise, h_out: Tensor) -> None:
     _keep(h, h_out, noise.hkeep, noise.out)
 
 
-def gru_backward(gates: Tensor, h: Tensor, noise: Noise, dh: Tensor) -> None:
-    """The gradients of z and n; r is left as it was, for `gru_gates_backward` or `gru_reset_backward`."""
+def gru_backward(gates: Tensor, h: Tensor, noise: Noise, dh: Tensor, doutput: Tensor | None = None) -> None:
+    """The gradients of z and n; r is left as it was, for `gru_gates_backward` or `gru_reset_backward`.
+
+    `doutput` is added to `dh` on the way in.
+    """
+    _add(dh, doutput)
     _, z, n = gates.chunk(3, -1)
     dnew_h = _keep_backward(dh, noise.hkeep, noise.out)
     dh.addcmul_(dnew_h, z)
@@ -115,11 +132,19 @@ def rnn(gates: Tensor, h: Tensor, noise: Noise, h_out: Tensor, nonlinearity: Lit
     _keep(h, h_out, noise.hkeep, noise.out)
 
 
-def rnn_backward(gates: Tensor, noise: Noise, dh: Tensor, nonlinearity: Literal["tanh", "relu"]) -> None:
-    """The gradient of one step of a simple network."""
+def rnn_backward(
+    gates: Tensor, noise: Noise, dh: Tensor, nonlinearity: Literal["tanh", "relu"], doutput: Tensor | None = None
+) -> None:
+    """The gradient of one step of a simple network; `doutput` is added to `dh` on the way in."""
+    _add(dh, doutput)
     dnew_h = _keep_backward(dh, noise.hkeep, noise.out)
     slope = 1 - gates * gates if nonlinearity == "tanh" else gates > 0
     torch.mul(dnew_h, slope, out=gates)
+
+
+def _add(gradient: Tensor, incoming: Tensor | None) -> None:
+    if incoming is not None:
+        gradient += incoming
 
 
 def _keep(old: Tensor, new: Tensor, keep: Tensor | None, out: Tensor | None = None) -> None:
