@@ -18,6 +18,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
+	$(BIN)/python benchmarks/recurrent.py
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/tokenizing.py
 

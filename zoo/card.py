@@ -242,13 +242,30 @@ def table(entries: Iterable[Entry]) -> str:
     return "\n".join(rows)
 
 
-TABLE_START, TABLE_END = "<!-- models: written by `make cards` -->\n", "\n<!-- end of models -->"
+MODELS = "<!-- models: written by `make cards` -->\n", "\n<!-- end of models -->"
+SPEEDS = "<!-- speeds: written by `make cards` from benchmarks/recurrent.md -->\n", "\n<!-- end of speeds -->"
+
+
+def speeds(measured: str) -> str:
+    """The README's excerpt of `benchmarks/recurrent.md`: the layer with zoneout beside the eager loop and torch's."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in measured.splitlines() if line.startswith("| ")]
+    lines = ["| size | eager loop / ours | torch.nn.LSTM, without zoneout / ours | GFLOP/s (of a large product) |"]
+    lines.append("|---|---|---|---|")
+    lines += [f"| {row[0]} | {row[3]} | {row[4]} | {row[5]} |" for row in rows if row[1] == "zoo.LSTM, zoneout"]
+    where = next(line for line in measured.splitlines() if line.startswith("Measured "))
+    return "\n".join([*lines, "", where])
+
+
+def _between(text: str, marks: tuple[str, str], new: str) -> str:
+    before, rest = text.split(marks[0])
+    _, after = rest.split(marks[1])
+    return f"{before}{marks[0]}{new}{marks[1]}{after}"
 
 
 def written(root: Path) -> dict[Path, str]:
     """Every generated text of the source checkout `root` as it should stand.
 
-    The cards, the README with its table, and the recipes' lines in `SHA256SUMS`: a remark in a recipe may be mended after
+    The cards, the README with its tables, and the recipes' lines in `SHA256SUMS`: a remark in a recipe may be mended after
     the training, its model section may not.
     """
     folders = sorted(file.parent for file in (root / "checkpoints").glob(f"*/{RECIPE}"))
@@ -262,9 +279,9 @@ def written(root: Path) -> dict[Path, str]:
         recipe = hashlib.sha256((sums.parent / RECIPE).read_bytes()).hexdigest()
         texts[sums] = "\n".join([f"{recipe}  {RECIPE}", *lines, ""])
     readme = root / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(TABLE_START)
-    _, after = rest.split(TABLE_END)
-    texts[readme] = f"{before}{TABLE_START}{table(entries)}{TABLE_END}{after}"
+    text = _between(readme.read_text(encoding="utf-8"), MODELS, table(entries))
+    measured = (root / "benchmarks" / "recurrent.md").read_text(encoding="utf-8")
+    texts[readme] = _between(text, SPEEDS, speeds(measured))
     return texts
 
 

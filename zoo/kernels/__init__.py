@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from zoo import functional
 from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
 from zoo.kernels import bptt, fused, native, normalised, pointwise, vendor
+from zoo.kernels.checks import check
 from zoo.kernels.draws import bernoulli as bernoulli
 from zoo.kernels.loops import Loops
 from zoo.noise import GATES, Cell, Noise
@@ -26,6 +27,8 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool) -> Backend
 
     Raises `ValueError` where the forced one cannot.
     """
+    if backend == "auto" and plain:
+        return "vendor"  # without asking the others, of which one would first have to be compiled
     able: dict[Backend, bool] = {
         "vendor": plain,
         "native": native.can_run(cell, inputs),
@@ -138,7 +141,7 @@ def batch_norm_lstm(
     No gradient goes through the moments that come out, nor, but by the reference, into a population. Errors as in `lstm`.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
-    normalised.check(inputs, weights, gains, population)
+    normalised.check_gains(inputs, weights, gains, population)
     if _choose_normalised(backend, inputs) == "reference":
         run, used = functional.batch_norm_lstm(inputs, state, weights, gains, noise, population, eps)
         return run, Moments(*(moment.detach() for moment in used))
@@ -161,7 +164,7 @@ def layer_norm_lstm(
     Errors as in `lstm`.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
-    normalised.check(inputs, weights, gains)
+    normalised.check_gains(inputs, weights, gains)
     if _choose_normalised(backend, inputs) == "reference":
         return functional.layer_norm_lstm(inputs, state, weights, gains, noise, eps)
     bias = _sum(weights.bias_input, weights.bias_hidden)
@@ -197,7 +200,7 @@ def _check(cell: Cell, inputs: Tensor, state: dict[str, Tensor], weights: Weight
         raise ValueError(f"inputs have no {'batch' if time else 'time step'}: shape {tuple(inputs.shape)}")
     hidden_size = weights.hidden.shape[-1]
     gates = GATES[cell] * hidden_size
-    expected = {
+    shapes: dict[str, tuple[int, ...]] = {
         "weights.input": (gates, width),
         "weights.hidden": (gates, hidden_size),
         "weights.bias_input": (gates,),
@@ -205,14 +208,5 @@ def _check(cell: Cell, inputs: Tensor, state: dict[str, Tensor], weights: Weight
         **{f"state {name}": (batch, hidden_size) for name in state},
     }
     given = {f"weights.{name}": value for name, value in weights._asdict().items()}
-    given |= {f"state {name}": value for name, value in state.items()}
-    for name, value in given.items():
-        if value is None:
-            continue
-        if value.shape != expected[name]:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected[name]}")
-        if value.dtype != inputs.dtype:
-            raise ValueError(f"{name} is {value.dtype}, the inputs are {inputs.dtype}")
-        if value.device != inputs.device:
-            raise ValueError(f"{name} is on {value.device}, the inputs are on {inputs.device}")
+    check(given | {f"state {name}": value for name, value in state.items()}, shapes, inputs)
     noise.check(inputs, hidden_size, cell)

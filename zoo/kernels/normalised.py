@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
 from zoo.kernels import bptt, pointwise
+from zoo.kernels.checks import check
 from zoo.kernels.loops import add_product, add_product_backward, hidden_weight_gradient
 from zoo.noise import Noise
 
@@ -55,21 +56,15 @@ def layer_norm_lstm(
     return _run(projected, state, weights, gains, noise, Norm("layer", eps), Norm("layer", eps))
 
 
-def check(inputs: Tensor, weights: Weights, gains: Gains, population: Moments | None = None) -> None:
+def check_gains(inputs: Tensor, weights: Weights, gains: Gains, population: Moments | None = None) -> None:
     """Raises `ValueError` for gains or a population that do not fit the inputs and weights."""
     gates, hidden_size = weights.hidden.shape
     given = {f"gains.{name}": gain for name, gain in gains._asdict().items()}
     if population is not None:
         given |= {f"population.{name}": moment for name, moment in population._asdict().items()}
-    for name, value in given.items():
-        width = hidden_size if "cell" in name else gates
-        expected = (width,) if name.startswith("gains") else (len(inputs), width)
-        if value.shape != expected:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected}")
-        if value.dtype != inputs.dtype:
-            raise ValueError(f"{name} is {value.dtype}, the inputs are {inputs.dtype}")
-        if value.device != inputs.device:
-            raise ValueError(f"{name} is on {value.device}, the inputs are on {inputs.device}")
+    widths = {name: hidden_size if "cell" in name else gates for name in given}
+    shapes = {name: (width,) if name.startswith("gains") else (len(inputs), width) for name, width in widths.items()}
+    check(given, shapes, inputs)
 
 
 class Norm:
@@ -166,12 +161,12 @@ class LSTM(torch.autograd.Function):
             gates[t][:, : 2 * h.shape[-1]].sigmoid_()
             g.tanh_()
             o.sigmoid_()
-            new_cells[t] = pointwise._new_cell(i, f, g, c, step)
+            new_cells[t] = pointwise.new_cell(i, f, g, c, step)
             torch.tanh(norm_cell(new_cells[t], gain_cell, bias_cell), out=tanh[t])
             torch.mul(o, tanh[t], out=outputs[t])
-            pointwise._keep(h, outputs[t], step.hkeep, step.out)
+            pointwise.mix(h, outputs[t], step.hkeep, step.out)
             cells[t] = new_cells[t]
-            pointwise._keep(c, cells[t], step.ckeep)
+            pointwise.mix(c, cells[t], step.ckeep)
             h, c = outputs[t], cells[t]
         saved = gates, hidden, new_cells, tanh, outputs, cells, first_h, first_c
         bptt.keep(ctx, noise, *saved, w_hidden, gain_hidden, gain_cell, bias_cell)
@@ -192,13 +187,13 @@ class LSTM(torch.autograd.Function):
             if dcells is not None:
                 dc += dcells[t]
             i, f, g, o = gates[t].chunk(4, -1)
-            dnew_h = pointwise._keep_backward(dh, step.hkeep, step.out)
+            dnew_h = pointwise.mix_backward(dh, step.hkeep, step.out)
             do = dnew_h * tanh[t]
             dnormal = dnew_h.mul_(o).mul_(1 - tanh[t] * tanh[t])
             dnew_c, dgain, dbias = ctx.norm_cell.backward(t, dnormal, new_cells[t], gain_cell, bias_cell)
             dgain_cell += dgain
             dbias_cell += dbias
-            dnew_c += pointwise._keep_backward(dc, step.ckeep)
+            dnew_c += pointwise.mix_backward(dc, step.ckeep)
             if step.cmul is not None:
                 dnew_c *= step.cmul
             dc.addcmul_(dnew_c, f)

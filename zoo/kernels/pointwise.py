@@ -19,14 +19,15 @@ def lstm(gates: Tensor, h: Tensor, c: Tensor, noise: Noise, h_out: Tensor, c_out
     gates[:, : 2 * h.shape[-1]].sigmoid_()
     g.tanh_()
     o.sigmoid_()
-    new = _new_cell(i, f, g, c, noise)
+    new = new_cell(i, f, g, c, noise)
     torch.tanh(new, out=h_out).mul_(o)
-    _keep(h, h_out, noise.hkeep, noise.out)
+    mix(h, h_out, noise.hkeep, noise.out)
     c_out.copy_(new)
-    _keep(c, c_out, noise.ckeep)
+    mix(c, c_out, noise.ckeep)
 
 
-def _new_cell(i: Tensor, f: Tensor, g: Tensor, c: Tensor, noise: Noise) -> Tensor:
+def new_cell(i: Tensor, f: Tensor, g: Tensor, c: Tensor, noise: Noise) -> Tensor:
+    """The new cell of open gates, before it is kept or not."""
     new = i * g
     if noise.upd is not None:
         new.mul_(noise.upd)
@@ -50,9 +51,9 @@ def lstm_backward(
     _add(dh, doutput)
     _add(dc, dcell)
     i, f, g, o = gates.chunk(4, -1)
-    tanh = _new_cell(i, f, g, c, noise).tanh_()
-    dnew_h = _keep_backward(dh, noise.hkeep, noise.out)
-    dnew_c = _keep_backward(dc, noise.ckeep)
+    tanh = new_cell(i, f, g, c, noise).tanh_()
+    dnew_h = mix_backward(dh, noise.hkeep, noise.out)
+    dnew_c = mix_backward(dc, noise.ckeep)
     dnew_c = torch.addcmul(dnew_c, dnew_h * o, 1 - tanh * tanh)
     if noise.cmul is not None:
         dnew_c *= noise.cmul
@@ -88,7 +89,7 @@ def gru(gates: Tensor, h: Tensor, noise: Noise, h_out: Tensor) -> None:
     if noise.upd is not None:
         h_out.mul_(noise.upd)
     h_out.addcmul_(z, h)
-    _keep(h, h_out, noise.hkeep, noise.out)
+    mix(h, h_out, noise.hkeep, noise.out)
 
 
 def gru_backward(gates: Tensor, h: Tensor, noise: Noise, dh: Tensor, doutput: Tensor | None = None) -> None:
@@ -98,7 +99,7 @@ def gru_backward(gates: Tensor, h: Tensor, noise: Noise, dh: Tensor, doutput: Te
     """
     _add(dh, doutput)
     _, z, n = gates.chunk(3, -1)
-    dnew_h = _keep_backward(dh, noise.hkeep, noise.out)
+    dnew_h = mix_backward(dh, noise.hkeep, noise.out)
     dh.addcmul_(dnew_h, z)
     update = n if noise.upd is None else n * noise.upd
     dz = dnew_h * (h - update)
@@ -129,7 +130,7 @@ def gru_reset_backward(gates: Tensor, recurrent: Tensor) -> None:
 def rnn(gates: Tensor, h: Tensor, noise: Noise, h_out: Tensor, nonlinearity: Literal["tanh", "relu"]) -> None:
     """Writes the state after one step of a simple network."""
     h_out.copy_(gates.tanh_() if nonlinearity == "tanh" else gates.relu_())
-    _keep(h, h_out, noise.hkeep, noise.out)
+    mix(h, h_out, noise.hkeep, noise.out)
 
 
 def rnn_backward(
@@ -137,7 +138,7 @@ def rnn_backward(
 ) -> None:
     """The gradient of one step of a simple network; `doutput` is added to `dh` on the way in."""
     _add(dh, doutput)
-    dnew_h = _keep_backward(dh, noise.hkeep, noise.out)
+    dnew_h = mix_backward(dh, noise.hkeep, noise.out)
     slope = 1 - gates * gates if nonlinearity == "tanh" else gates > 0
     torch.mul(dnew_h, slope, out=gates)
 
@@ -147,14 +148,15 @@ def _add(gradient: Tensor, incoming: Tensor | None) -> None:
         gradient += incoming
 
 
-def _keep(old: Tensor, new: Tensor, keep: Tensor | None, out: Tensor | None = None) -> None:
+def mix(old: Tensor, new: Tensor, keep: Tensor | None, out: Tensor | None = None) -> None:
+    """Turns the new value into what is carried on: old + keep * (new - old), times out."""
     if keep is not None:
         torch.add(old, keep * (new - old), out=new)
     if out is not None:
         new.mul_(out)
 
 
-def _keep_backward(gradient: Tensor, keep: Tensor | None, out: Tensor | None = None) -> Tensor:
+def mix_backward(gradient: Tensor, keep: Tensor | None, out: Tensor | None = None) -> Tensor:
     """The gradient of the new value; that of the old one is left in `gradient`."""
     if out is not None:
         gradient.mul_(out)
