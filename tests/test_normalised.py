@@ -8,6 +8,7 @@ from torch.nn.functional import batch_norm, layer_norm, linear
 
 from zoo import functional, kernels
 from zoo.functional import Gains, Moments, Weights
+from zoo.kernels import native
 from zoo.layers import LSTM, BatchNormLSTM, LayerNormLSTM
 from zoo.noise import Noise
 from zoo.regularisers import WeightDrop, Zoneout
@@ -16,6 +17,8 @@ T, B, I, H = 13, 3, 5, 7
 EPS = 1e-5
 double = torch.float64
 kinds = pytest.mark.parametrize("kind", ["batch", "population", "layer"])
+needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compiler for the native backend")
+backends = pytest.mark.parametrize("backend", ["torch", pytest.param("native", marks=needs_native)])
 LAYERS = {"batch": partial(BatchNormLSTM, max_steps=T), "layer": LayerNormLSTM}
 layers = pytest.mark.parametrize("kind", LAYERS)
 
@@ -86,54 +89,81 @@ def masks(time: int, batch: int, dtype: torch.dtype = double) -> dict[str, Noise
 
 
 @kinds
+@backends
 @pytest.mark.parametrize("site", masks(1, 1))
 @pytest.mark.parametrize("time", [1, T])
-def test_equals_the_reference_with_all_gradients(kind, site, time):
+def test_equals_the_reference_with_all_gradients(kind, site, time, backend):
     leaves, noise = problem(time), masks(time, B)[site]
     expected = with_gradients(functional, kind, leaves, noise)
-    results = with_gradients(kernels, kind, leaves, noise)
+    results = with_gradients(kernels, kind, leaves, noise, backend=backend)
     torch.testing.assert_close(results, expected, rtol=1e-10, atol=1e-10)
     assert all(value.norm() > 1e-3 for value in expected)
 
 
 @kinds
-def test_equals_the_reference_in_single_precision(kind):
+@backends
+def test_equals_the_reference_in_single_precision(kind, backend):
     leaves, noise = problem(batch=8, dtype=torch.float32), masks(T, 8, torch.float32)["all"]
     expected = with_gradients(functional, kind, leaves, noise)
-    results = with_gradients(kernels, kind, leaves, noise)
+    results = with_gradients(kernels, kind, leaves, noise, backend=backend)
     for result, value in zip(results, expected, strict=True):
         torch.testing.assert_close(result, value, rtol=1e-3, atol=1e-4 * float(value.detach().abs().max()))
 
 
 @kinds
-def test_without_biases_and_with_one(kind):
-    leaves = problem(bias=False)
-    torch.testing.assert_close(with_gradients(kernels, kind, leaves), with_gradients(functional, kind, leaves))
-    leaves = problem()
-    del leaves["b_r"]
-    torch.testing.assert_close(with_gradients(kernels, kind, leaves), with_gradients(functional, kind, leaves))
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(7, 17, 33), (5, 2, 16), (3, 50, 40), (4, 5, 3)])
+@needs_native
+def test_native_on_other_sizes_and_threads(kind, sizes, threads, monkeypatch):
+    time, batch, hidden = sizes
+    monkeypatch.setitem(globals(), "H", hidden)
+    for noise in (masks(time, batch)["none"], masks(time, batch)["all"]):
+        leaves = problem(time, batch)
+        expected = with_gradients(functional, kind, leaves, noise)
+        torch.set_num_threads(threads)
+        try:
+            results = with_gradients(kernels, kind, leaves, noise, backend="native")
+        finally:
+            torch.set_num_threads(1)
+        torch.testing.assert_close(results, expected, rtol=1e-8, atol=1e-8)
 
 
 @kinds
+@backends
+def test_without_biases_and_with_one(kind, backend):
+    leaves = problem(bias=False)
+    torch.testing.assert_close(
+        with_gradients(kernels, kind, leaves, backend=backend), with_gradients(functional, kind, leaves)
+    )
+    leaves = problem()
+    del leaves["b_r"]
+    torch.testing.assert_close(
+        with_gradients(kernels, kind, leaves, backend=backend), with_gradients(functional, kind, leaves)
+    )
+
+
+@kinds
+@backends
 @pytest.mark.parametrize("part", range(4))
-def test_gradients_of_one_result_alone(kind, part):
+def test_gradients_of_one_result_alone(kind, part, backend):
     """Where autograd hands nothing for the others."""
     leaves = list(problem().values())
     gradients = []
-    for module in (functional, kernels):
-        results = run(module, kind, dict(enumerate(leaves)))
+    for module, options in ((functional, {}), (kernels, {"backend": backend})):
+        results = run(module, kind, dict(enumerate(leaves)), **options)
         gradients.append(torch.autograd.grad(results[part].square().sum(), leaves))
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-10)
 
 
 @kinds
-def test_gradients_of_some_arguments_alone(kind):
+@backends
+def test_gradients_of_some_arguments_alone(kind, backend):
     leaves = problem()
     expected = with_gradients(functional, kind, leaves)[-4:]
     *others, _, _, _, _ = leaves.values()
     for value in others:
         value.requires_grad_(False)
-    loss = loss_of(run(kernels, kind, leaves))
+    loss = loss_of(run(kernels, kind, leaves, backend=backend))
     torch.testing.assert_close(list(torch.autograd.grad(loss, list(leaves.values())[-4:])), expected)
 
 
@@ -149,9 +179,10 @@ def test_the_references_gradients(kind):
 
 
 @kinds
-def test_a_second_backward_pass_raises(kind):
+@backends
+def test_a_second_backward_pass_raises(kind, backend):
     leaves = problem(3)
-    loss = run(kernels, kind, leaves)[0].sum()
+    loss = run(kernels, kind, leaves, backend=backend)[0].sum()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="a second backward pass"):
         loss.backward()
@@ -161,10 +192,11 @@ def test_a_second_backward_pass_raises(kind):
 
 
 @kinds
-def test_without_gradients(kind):
+@backends
+def test_without_gradients(kind, backend):
     leaves, noise = problem(), masks(T, B)["all"]
     with torch.no_grad():
-        results = run(kernels, kind, leaves, noise)
+        results = run(kernels, kind, leaves, noise, backend=backend)
     torch.testing.assert_close(results, run(functional, kind, leaves, noise), rtol=1e-10, atol=1e-10)
 
 
@@ -260,7 +292,9 @@ def test_wrong_types_populations_and_backends_are_named():
     weights, gains = Weights(*others[:-4]), Gains(*others[-4:])
     with pytest.raises(ValueError, match=r"population\.input_mean has shape \(12, 28\), expected \(13, 28\)"):
         kernels.batch_norm_lstm(x, (h, c), weights, gains, population=statistics(T - 1))
-    with pytest.raises(ValueError, match="backend 'vendor' cannot run this normalised LSTM .* can: torch, reference"):
+    with pytest.raises(
+        ValueError, match="backend 'vendor' cannot run this normalised LSTM .* can: native, torch, reference"
+    ):
         run(kernels, "layer", leaves, backend="vendor")
 
 
@@ -288,7 +322,7 @@ def state_of(layer: nn.Module, batch: int = B) -> tuple[Tensor, Tensor]:
 
 
 @layers
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_a_layer_is_its_function(kind, backend, batch_first):
     layer = layer_of(kind, 2, bidirectional=True, backend=backend, batch_first=batch_first, bias="two")

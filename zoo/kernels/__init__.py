@@ -22,7 +22,7 @@ from zoo.noise import GATES, Cell, Noise
 Backend = Literal["auto", "reference", "torch", "native", "triton", "vendor"]
 
 
-def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool) -> Backend:
+def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool, normalised: bool = False) -> Backend:
     """The backend that runs a call: the forced one, else the fastest that can; `plain` is what the vendor can run too.
 
     Raises `ValueError` where the forced one cannot.
@@ -32,7 +32,7 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool) -> Backend
     able: dict[Backend, bool] = {
         "vendor": plain,
         "native": native.can_run(cell, inputs),
-        "triton": inputs.device.type == "cuda" and fused.available(),
+        "triton": inputs.device.type == "cuda" and not normalised and fused.available(),
         "torch": True,
         "reference": True,
     }
@@ -40,8 +40,9 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool) -> Backend
         able["native"] &= inputs.shape[:2].numel() > 1  # the weights are packed for a sequence or a batch
         return next(name for name, can in able.items() if can)
     if not able[backend]:
+        name = f"normalised {cell.upper()}" if normalised else cell.upper()
         raise ValueError(
-            f"backend {backend!r} cannot run this {cell.upper()} on {inputs.device} in {inputs.dtype}; "
+            f"backend {backend!r} cannot run this {name} on {inputs.device} in {inputs.dtype}; "
             f"those that can: {', '.join(name for name, can in able.items() if can)}"
         )
     return backend
@@ -136,17 +137,19 @@ def batch_norm_lstm(
     *,
     backend: Backend = "auto",
 ) -> tuple[LSTMRun, Moments]:
-    """`zoo.functional.batch_norm_lstm` by the fastest path that can run it, `torch`; `backend` forces one.
+    """`zoo.functional.batch_norm_lstm` by the fastest path that can run it; `backend` forces one.
 
     No gradient goes through the moments that come out, nor, but by the reference, into a population. Errors as in `lstm`.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     normalised.check_gains(inputs, weights, gains, population)
-    if _choose_normalised(backend, inputs) == "reference":
+    chosen = choose(backend, "lstm", inputs, plain=False, normalised=True)
+    if chosen == "reference":
         run, used = functional.batch_norm_lstm(inputs, state, weights, gains, noise, population, eps)
         return run, Moments(*(moment.detach() for moment in used))
     bias = _sum(weights.bias_input, weights.bias_hidden)
-    return normalised.batch_norm_lstm(inputs, state, weights, bias, gains, noise, population, eps)
+    compiled = chosen == "native"
+    return normalised.batch_norm_lstm(inputs, state, weights, bias, gains, noise, population, eps, compiled)
 
 
 def layer_norm_lstm(
@@ -159,25 +162,17 @@ def layer_norm_lstm(
     *,
     backend: Backend = "auto",
 ) -> LSTMRun:
-    """`zoo.functional.layer_norm_lstm` by the fastest path that can run it, `torch`; `backend` forces one.
+    """`zoo.functional.layer_norm_lstm` by the fastest path that can run it; `backend` forces one.
 
     Errors as in `lstm`.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     normalised.check_gains(inputs, weights, gains)
-    if _choose_normalised(backend, inputs) == "reference":
+    chosen = choose(backend, "lstm", inputs, plain=False, normalised=True)
+    if chosen == "reference":
         return functional.layer_norm_lstm(inputs, state, weights, gains, noise, eps)
     bias = _sum(weights.bias_input, weights.bias_hidden)
-    return normalised.layer_norm_lstm(inputs, state, weights, bias, gains, noise, eps)
-
-
-def _choose_normalised(backend: Backend, inputs: Tensor) -> Backend:
-    if backend not in ("auto", "torch", "reference"):
-        raise ValueError(
-            f"backend {backend!r} cannot run this normalised LSTM on {inputs.device} in {inputs.dtype}; "
-            "those that can: torch, reference"
-        )
-    return "torch" if backend == "auto" else backend
+    return normalised.layer_norm_lstm(inputs, state, weights, bias, gains, noise, eps, compiled=chosen == "native")
 
 
 def _loops(backend: Backend) -> Loops:

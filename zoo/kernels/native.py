@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +54,16 @@ class _Arguments(ctypes.Structure):
             for name in names
         ),
         ("masks", _Mask * len(Noise._fields)),
+        *((name, ctypes.c_int64) for name in ("norm", "population")),
+        ("eps", ctypes.c_double),
+        *(
+            (name, ctypes.c_void_p)
+            for names in (
+                ("gain_hidden", "gain_cell", "bias_cell", "normal_hidden", "normal_cell"),
+                ("hidden_mean", "hidden_var", "cell_mean", "cell_var", "dgain_hidden", "dgain_cell", "dbias_cell"),
+            )
+            for name in names
+        ),
     ]
 
 
@@ -78,7 +89,7 @@ class Loops(loops.Loops):
         outputs = inputs.new_empty(time, batch, hidden_size)
         cells = inputs.new_empty(time if keep else 1, batch, hidden_size)
         given = {"h": h, "c": c, "w_input": w_input, "w_hidden": w_hidden, "bias": bias}
-        _call("lstm_forward", inputs, gates, given, {"outputs": outputs, "cells": cells}, noise, keep)
+        _call("lstm_forward", inputs, gates, given, {"outputs": outputs, "cells": cells}, noise, keep=keep)
         return gates, outputs, cells
 
     def lstm_backward(
@@ -118,6 +129,90 @@ class Loops(loops.Loops):
         return made[0], made[1], made[2], made[3]
 
 
+class Normalised(NamedTuple):
+    """What the normalised LSTM's forward pass leaves for the backward pass."""
+
+    gates: Tensor
+    """Open, (T, B, 4 H)."""
+    outputs: Tensor
+    cells: Tensor
+    hidden: Tensor
+    """R h(t-1) normalised, (T, B, 4 H)."""
+    cell: Tensor
+    """c' normalised, (T, B, H)."""
+    hidden_mean: Tensor
+    """Over the batch (T, 4 H); by layer unused."""
+    hidden_var: Tensor
+    """Over the batch (T, 4 H); by layer the reciprocal deviation, (T, B)."""
+    cell_mean: Tensor
+    cell_var: Tensor
+
+
+Kind = Literal["batch", "layer"]
+_NORMS: dict[Kind, int] = {"batch": 1, "layer": 2}
+_GAINS = ("gain_hidden", "gain_cell", "bias_cell")
+
+
+def normalised(
+    projected: Tensor,
+    h: Tensor,
+    c: Tensor,
+    w_hidden: Tensor,
+    gains: Sequence[Tensor],
+    noise: Noise,
+    kind: Kind,
+    eps: float,
+    population: Sequence[Tensor] | None,
+) -> Normalised:
+    """`zoo.kernels.normalised.LSTM` forward; `projected` (T, B, 4 H) becomes the gates.
+
+    `gains` are those of the hidden product and of the cell, and the cell's shift; `population` the means and variances of
+    both, to be taken in place of the batch's.
+    """
+    time, batch, width = projected.shape
+    hidden_size = h.shape[-1]
+    made = [projected.new_empty(time, batch, size) for size in (hidden_size, hidden_size, width, hidden_size)]
+    if population is not None:
+        moments = [moment.contiguous() for moment in population]
+    else:
+        sizes = (width, width, hidden_size, hidden_size) if kind == "batch" else 4 * (batch,)
+        moments = [projected.new_empty(time, size) for size in sizes]
+    left = Normalised(projected, *made, *moments)
+    given: dict[str, Tensor | None] = {**dict(zip(_GAINS, gains, strict=True)), "h": h, "c": c, "w_hidden": w_hidden}
+    numbers = {"norm": _NORMS[kind], "population": population is not None, "eps": eps}
+    _call("normalised_forward", projected, projected, given, _buffers(left), noise, **numbers)
+    return left
+
+
+def normalised_backward(
+    left: Normalised,
+    c: Tensor,
+    w_hidden: Tensor,
+    gains: Sequence[Tensor],
+    noise: Noise,
+    kind: Kind,
+    eps: float,
+    population: bool,
+    doutputs: Tensor | None,
+    dcells: Tensor | None,
+    dh: Tensor,
+    dc: Tensor,
+) -> list[Tensor]:
+    """The gradients of `gains`; those of `projected` and of R h(t-1) are left in `left.gates` and `left.hidden`."""
+    given: dict[str, Tensor | None] = {**dict(zip(_GAINS, gains, strict=True)), "c": c, "w_hidden": w_hidden}
+    given |= {"doutputs": doutputs, "dcells": dcells}
+    made = [torch.empty_like(gain, memory_format=torch.contiguous_format) for gain in gains]
+    written = {"dh": dh, "dc": dc, **{f"d{name}": gain for name, gain in zip(_GAINS, made, strict=True)}}
+    numbers = {"norm": _NORMS[kind], "population": population, "eps": eps}
+    _call("normalised_backward", left.gates, left.gates, given, _buffers(left) | written, noise, **numbers)
+    return made
+
+
+def _buffers(left: Normalised) -> dict[str, Tensor]:
+    names = {"hidden": "normal_hidden", "cell": "normal_cell"}
+    return {names.get(name, name): value for name, value in left._asdict().items() if name != "gates"}
+
+
 def available() -> bool:
     """Whether the native code is there; builds it where it can be built."""
     return _library() is not None
@@ -149,12 +244,14 @@ def _call(
     given: Mapping[str, Tensor | None],
     written: Mapping[str, Tensor | None],
     noise: Noise,
-    keep: bool = True,
+    **numbers: float,
 ) -> None:
     """Runs a function of the library on tensors it reads and tensors, contiguous, that it writes."""
     (time, batch, width), gate_width = inputs.shape, gates.shape[-1]
     per_gate = noise.rec is not None and noise.rec.ndim == 4
-    arguments = _Arguments(time, batch, width, gate_width // 4, torch.get_num_threads(), keep, per_gate)
+    arguments = _Arguments(time, batch, width, gate_width // 4, torch.get_num_threads(), True, per_gate)
+    for field, number in numbers.items():
+        setattr(arguments, field, number)
     held = {
         tensor: None if value is None else value.contiguous() for tensor, value in {"inputs": inputs, **given}.items()
     }

@@ -1,11 +1,12 @@
-"""The LSTMs with batch and layer normalisation: backpropagation through time by hand, in plain torch, on any device.
+"""The LSTMs with batch and layer normalisation: backpropagation through time by hand, in plain torch or compiled.
 
 Both are one computation around torch's fused normalisations. The inputs' part of the gates is normalised for all steps at
 once, outside of the loop; the recurrent part and the cell step by step. What is kept and overwritten is as in
 `zoo.kernels.bptt`; the recurrent part too becomes its gradient on the way back.
 """
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +14,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
-from zoo.kernels import bptt, pointwise
+from zoo.kernels import bptt, native, pointwise
 from zoo.kernels.checks import check
 from zoo.kernels.loops import add_product, add_product_backward, hidden_weight_gradient
 from zoo.noise import Noise
-
-Kind = Literal["batch", "layer"]
 
 
 def batch_norm_lstm(
@@ -30,6 +29,7 @@ def batch_norm_lstm(
     noise: Noise,
     population: Moments | None,
     eps: float,
+    compiled: bool,
 ) -> tuple[LSTMRun, Moments]:
     """`zoo.functional.batch_norm_lstm`; no gradient goes through the moments or into a population."""
     time, batch, _ = inputs.shape
@@ -42,18 +42,26 @@ def batch_norm_lstm(
     product = linear(inputs.transpose(0, 1), weights.input).flatten(1)
     normal = norms[0](product, gains.input.repeat(time), None if bias is None else bias.repeat(time))
     projected = normal.view(batch, time, -1).transpose(0, 1).contiguous()
-    run = _run(projected, state, weights, gains, noise, norms[1], norms[2])
+    run, moments = _run(projected, state, weights, gains, noise, norms[1], norms[2], compiled)
     if population is None:
-        population = Moments(*(moment.view(time, -1) for norm in norms for moment in norm.moments()))
+        population = Moments(*(moment.view(time, -1) for moment in (*norms[0].moments(), *moments)))
     return run, population
 
 
 def layer_norm_lstm(
-    inputs: Tensor, state: LSTMState, weights: Weights, bias: Tensor | None, gains: Gains, noise: Noise, eps: float
+    inputs: Tensor,
+    state: LSTMState,
+    weights: Weights,
+    bias: Tensor | None,
+    gains: Gains,
+    noise: Noise,
+    eps: float,
+    compiled: bool,
 ) -> LSTMRun:
     """`zoo.functional.layer_norm_lstm`."""
     projected = Norm("layer", eps)(linear(inputs, weights.input), gains.input, bias)
-    return _run(projected, state, weights, gains, noise, Norm("layer", eps), Norm("layer", eps))
+    norms = [Norm("layer", eps) for _ in range(2)]
+    return _run(projected, state, weights, gains, noise, norms[0], norms[1], compiled)[0]
 
 
 def check_gains(inputs: Tensor, weights: Weights, gains: Gains, population: Moments | None = None) -> None:
@@ -73,17 +81,17 @@ class Norm:
     Remembers the moments of each call, which `backward` needs.
     """
 
-    def __init__(self, kind: Kind, eps: float, mean: Tensor | None = None, var: Tensor | None = None) -> None:
-        self._kind, self._eps, self._mean, self._var = kind, eps, mean, var
+    def __init__(self, kind: native.Kind, eps: float, mean: Tensor | None = None, var: Tensor | None = None) -> None:
+        self.kind, self.eps, self.given = kind, eps, None if mean is None or var is None else (mean, var)
         self._used: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, value: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
         """gain * (value - mean) / sqrt(variance + eps) + bias of the next step; differentiable itself."""
-        if self._kind == "layer":
-            normal, *used = torch.native_layer_norm(value, gain.shape, gain, bias, self._eps)
+        if self.kind == "layer":
+            normal, *used = torch.native_layer_norm(value, gain.shape, gain, bias, self.eps)
         else:
             given = self._given(len(self._used))
-            normal, *used = torch.native_batch_norm(value, gain, bias, *given, self._mean is None, 0.0, self._eps)
+            normal, *used = torch.native_batch_norm(value, gain, bias, *given, self.given is None, 0.0, self.eps)
         mean, reciprocal = used
         self._used.append((mean.detach(), reciprocal.detach()))
         return normal
@@ -94,24 +102,24 @@ class Norm:
         """The gradients of value, gain and bias at step t."""
         needed = [True, True, bias is not None]
         gradients: tuple[Tensor, Tensor, Tensor | None]
-        if self._kind == "layer":
+        if self.kind == "layer":
             gradients = torch.ops.aten.native_layer_norm_backward(
                 gradient, value, gain.shape, *self._used[t], gain, bias, needed
             )
         else:
-            given, training = self._given(t), self._mean is None
+            given, training = self._given(t), self.given is None
             gradients = torch.ops.aten.native_batch_norm_backward(
-                gradient, value, gain, *given, *self._used[t], training, self._eps, needed
+                gradient, value, gain, *given, *self._used[t], training, self.eps, needed
             )
         return gradients
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance over the batch at every step, (T, N)."""
         mean, reciprocal = (torch.stack(steps) for steps in zip(*self._used, strict=True))
-        return mean, reciprocal.pow_(-2).sub_(self._eps).clamp_min_(0)
+        return mean, reciprocal.pow_(-2).sub_(self.eps).clamp_min_(0)
 
     def _given(self, t: int) -> tuple[Tensor | None, Tensor | None]:
-        return None if self._mean is None else self._mean[t], None if self._var is None else self._var[t]
+        return (None, None) if self.given is None else (self.given[0][t], self.given[1][t])
 
 
 def _run(
@@ -122,11 +130,16 @@ def _run(
     noise: Noise,
     norm_hidden: Norm,
     norm_cell: Norm,
-) -> LSTMRun:
+    compiled: bool,
+) -> tuple[LSTMRun, Sequence[Tensor]]:
+    """The run and, by batch, mean and variance of the hidden product and of the cell at every step."""
     _, *gains_in_loop = gains
+    function = CompiledLSTM if compiled else LSTM
     arguments = projected, *state, weights.hidden, *gains_in_loop, noise, norm_hidden, norm_cell
-    outputs, cells, h, c = LSTM.apply(*arguments)  # type: ignore[no-untyped-call]
-    return LSTMRun(outputs, (h, c), cells)
+    outputs, cells, h, c, *moments = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    if not compiled and norm_hidden.kind == "batch":
+        moments = [*norm_hidden.moments(), *norm_cell.moments()]
+    return LSTMRun(outputs, (h, c), cells), moments
 
 
 class LSTM(torch.autograd.Function):
@@ -208,3 +221,43 @@ class LSTM(torch.autograd.Function):
             add_product_backward(dh, hidden[t], w_hidden, step.rec)
         dw = hidden_weight_gradient(hidden, outputs, first_h, ctx.noise.rec) if ctx.needs_input_grad[3] else None
         return gates, dh, dc, dw, dgain_hidden, dgain_cell, dbias_cell, None, None, None
+
+
+class CompiledLSTM(torch.autograd.Function):
+    """`LSTM` in native code -> outputs, cells, final h, c, and mean and variance of R h(t-1) and of c'."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        h: Tensor,
+        c: Tensor,
+        w_hidden: Tensor,
+        gain_hidden: Tensor,
+        gain_cell: Tensor,
+        bias_cell: Tensor,
+        noise: Noise,
+        norm_hidden: Norm,
+        norm_cell: Norm,
+    ) -> tuple[Tensor, ...]:
+        gains = gain_hidden, gain_cell, bias_cell
+        given = None if norm_hidden.given is None or norm_cell.given is None else (*norm_hidden.given, *norm_cell.given)
+        ctx.kind, ctx.eps, ctx.population = norm_hidden.kind, norm_hidden.eps, given is not None
+        left = native.normalised(projected, h, c, w_hidden, gains, noise, ctx.kind, ctx.eps, given)
+        bptt.keep(ctx, noise, *left, h, c, w_hidden, *gains)
+        moments = [moment.clone() for moment in left[5:]]
+        ctx.mark_non_differentiable(*moments)
+        return left.outputs, left.cells, left.outputs[-1].clone(), left.cells[-1].clone(), *moments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any, *_: Any) -> tuple[Tensor | None, ...]:
+        saved = bptt.take(ctx)
+        left, (h, c, w_hidden, *gains) = native.Normalised(*saved[:9]), saved[9:]
+        dh, dc = bptt.own(dh, h), bptt.own(dc, c)
+        dgains = native.normalised_backward(
+            left, c, w_hidden, gains, ctx.noise, ctx.kind, ctx.eps, ctx.population, doutputs, dcells, dh, dc
+        )
+        needed = ctx.needs_input_grad[3]
+        dw = hidden_weight_gradient(left.hidden, left.outputs, h, ctx.noise.rec) if needed else None
+        return left.gates, dh, dc, dw, *dgains, None, None, None
