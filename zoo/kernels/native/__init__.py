@@ -1,4 +1,4 @@
-"""The native CPU backend: `native.cpp`, compiled on first use and cached.
+"""The native CPU backend: `engine.cpp` and what it includes, compiled on first use and cached.
 
 A C++ compiler (`$CXX`, or c++, g++ or clang++) builds it in seconds for this very processor; without one, or with
 `ZOO_NATIVE=0`, the backend is not available, one line in the log says so, and plain torch takes its place.
@@ -25,13 +25,13 @@ from torch import Tensor
 from zoo.kernels import loops, pointwise
 from zoo.noise import Cell, Noise
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
+_SOURCES = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 _LOG = logging.getLogger(__name__)
 
 
 class _Mask(ctypes.Structure):
-    """`Mask` of native.cpp."""
+    """`Mask` of arguments.h."""
 
     _fields_ = [
         ("values", ctypes.c_void_p),
@@ -40,7 +40,7 @@ class _Mask(ctypes.Structure):
 
 
 class _Arguments(ctypes.Structure):
-    """`Arguments` of native.cpp."""
+    """`Arguments` of arguments.h."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("time", "batch", "width", "hidden", "threads", "keep", "per_gate")),
@@ -290,7 +290,8 @@ def _built() -> Path:
         raise OSError("no C++ compiler found (set CXX, or install g++ or clang++)")
     compiler = shlex.split(found)
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = (_SOURCE.read_text(encoding="utf-8"), version, _processor(), torch.__version__, str(_FLAGS), sys.platform)
+    sources = "".join(file.read_text(encoding="utf-8") for file in sorted(_SOURCES.glob("*.[ch]*")))
+    parts = (sources, version, _processor(), torch.__version__, str(_FLAGS), sys.platform)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library = _cache() / f"native-{key}.so"
     if not library.exists():
@@ -307,7 +308,7 @@ def _compile(compiler: list[str], output: Path) -> None:
     openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     for threads in (["-fopenmp", *map(str, openmp)], []):
         try:
-            command = [*compiler, *_FLAGS, str(_SOURCE), *threads, "-o", str(output)]
+            command = [*compiler, *_FLAGS, str(_SOURCES / "engine.cpp"), *threads, "-o", str(output)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
             return
         except subprocess.CalledProcessError as error:

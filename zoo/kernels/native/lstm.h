@@ -1,0 +1,485 @@
+// One LSTM layer over a sequence on the CPU, forward and backward, products with the inputs included.
+// The equations, and the meaning of every buffer, are those of zoo/functional.py and zoo/kernels/loops.py.
+//
+// W and R are packed once a sequence into panels whose columns are one vector of units of each gate, so that the thread that
+// owns a block of units multiplies, opens the gates and updates the state while all of it is in the nearest cache. Threads
+// share the units and meet once a step; where the weights are small they share the batch instead and never meet. The
+// products that do not wait for the recurrence go a chunk of steps at a time, beside the steps whose data they use.
+#pragma once
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "arguments.h"
+#include "products.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 256;   // rows, steps times batch, whose products with and for the inputs are taken together
+constexpr int64_t GATHER = 768;  // rows that one product of the weights' gradients sums over
+constexpr int64_t PANELS = 3;    // panels of the other factor that such a product takes at a time: they fill half of L2
+constexpr int64_t NARROW = 4;    // inputs of no more columns are multiplied within the step
+
+template <typename T>
+struct Lstm {
+    static constexpr int N = LANES<T>;
+    const Arguments& x;
+    const int64_t batch, width, hidden, blocks;
+    T *const gates, *const outputs, *const cells;
+    const bool split_batch;
+    Barrier barrier;
+
+    explicit Lstm(const Arguments& x)
+        : Lstm(x, x.batch >= 4 * x.threads && GATES * x.hidden * (x.hidden + x.width) * sizeof(T) < 500'000) {}
+    Lstm(const Arguments& x, bool split_batch)
+        : x(x),
+          batch(x.batch),
+          width(x.width),
+          hidden(x.hidden),
+          blocks(vectors(x.hidden)),
+          gates((T*)x.gates),
+          outputs((T*)x.outputs),
+          cells((T*)x.cells),
+          split_batch(x.threads > 1 && split_batch) {}
+
+    static int64_t vectors(int64_t columns) { return (columns + N - 1) / N; }
+    int lanes(int64_t block) const { return (int)std::min<int64_t>(N, hidden - block * N); }
+    Vec<T> mask(Site site, int64_t t, int64_t b, int64_t block, int64_t gate = 0) const {
+        return mask_at<T>(x.masks[site], t, gate, b, block * N, lanes(block));
+    }
+    bool has(Site site) const { return x.masks[site].kind != 0; }
+    int64_t copies() const { return has(REC) && x.per_gate ? GATES : 1; }  // of h, one for each mask on its way to a gate
+
+    // What a thread does: its rows of the batch and its units, one of them all there are.
+    struct Part {
+        int threads, thread;
+        Range rows, units;
+        int64_t count() const { return rows.last - rows.first; }
+    };
+
+    template <typename Body>
+    void in_parallel(Body body) {
+        const auto part = [&](int threads, int thread) {
+            return Part{threads, thread, split_batch ? share(batch, threads, thread) : Range{0, batch},
+                        split_batch ? Range{0, blocks} : share(blocks, threads, thread)};
+        };
+#ifdef _OPENMP
+#pragma omp parallel num_threads((int)x.threads)
+        body(part(omp_get_num_threads(), omp_get_thread_num()));
+#else
+        body(part(1, 0));
+#endif
+    }
+
+    int64_t chunk_steps(const Part& p) const { return std::max<int64_t>(1, CHUNK / p.count()); }
+
+    // ------------------------------------------------ forward
+
+    // Turns N vectors of N lanes about, exchanging blocks of HALF lanes, then of twice as many.
+    template <int HALF = 1>
+    static void transpose(Vec<T>* rows) {
+        if constexpr (HALF < N) {
+            typename Vector<T>::integer low, high;
+#pragma GCC unroll 16
+            for (int lane = 0; lane < N; lane++) {
+                low[lane] = lane & HALF ? N + lane - HALF : lane;
+                high[lane] = lane & HALF ? N + lane : lane + HALF;
+            }
+#pragma GCC unroll 16
+            for (int row = 0; row < N; row++) {
+                if (row & HALF) continue;
+                const Vec<T> a = rows[row], b = rows[row + HALF];
+                rows[row] = __builtin_shuffle(a, b, low);
+                rows[row + HALF] = __builtin_shuffle(a, b, high);
+            }
+            transpose<2 * HALF>(rows);
+        }
+    }
+
+    // One panel a block of units, [k][gate][lane] = weight[gate H + unit][k]
+    void pack_gates(const T* weight, int64_t depth, T* panels, int64_t block) const {
+        T* panel = panels + block * depth * GATES * N;
+        for (int gate = 0; gate < GATES; gate++) {
+            const T* from = weight + (gate * hidden + block * N) * depth;
+            for (int64_t k = 0; k < depth; k += N) {
+                const int columns = (int)std::min<int64_t>(N, depth - k), units = lanes(block);
+                Vec<T> rows[N];
+#pragma GCC unroll 16
+                for (int lane = 0; lane < N; lane++) rows[lane] = lane < units ? load(from + lane * depth + k, columns) : Vec<T>{};
+                transpose(rows);
+#pragma GCC unroll 16
+                for (int column = 0; column < N; column++)
+                    if (column < columns) store(panel + (k + column) * GATES * N + gate * N, rows[column], N);
+            }
+        }
+    }
+
+    void forward() {
+        const int64_t masks = has(REC) ? copies() : 0;
+        auto w_panels = allocate<T>(blocks * width * GATES * N), r_panels = allocate<T>(blocks * hidden * GATES * N);
+        auto masked = allocate<T>(2 * masks * batch * hidden);  // rec * h, of this step and of the next
+        const int64_t state = batch * hidden * sizeof(T);
+        in_large_pages(gates, x.time * GATES * state);
+        in_large_pages(outputs, x.time * state);
+        in_large_pages(cells, (x.keep ? x.time : 1) * state);
+        in_parallel([&](Part p) {
+            for (int64_t u = p.thread; u < blocks; u += p.threads) {
+                pack_gates((const T*)x.w_input, width, w_panels.get(), u);
+                pack_gates((const T*)x.w_hidden, hidden, r_panels.get(), u);
+            }
+            auto scratch = allocate<T>(p.count() * GATES * N);
+            const T *h = (const T*)x.h, *c = (const T*)x.c;
+            for (int64_t u = p.units.first; u < p.units.last; u++) mask_hidden(h, masked.get(), 0, p.rows, u);
+            barrier.wait(p.threads);
+            for (int64_t t = 0; t < x.time; t++) {
+                if (width > NARROW && t % chunk_steps(p) == 0) project(t, std::min(t + chunk_steps(p), x.time), p, w_panels.get());
+                T *const h_out = outputs + t * batch * hidden, *const c_out = cells + (x.keep ? t * batch * hidden : 0);
+                const T* from = (masks ? masked.get() + (t % 2) * masks * batch * hidden : h) + p.rows.first * hidden;
+                for (int64_t u = p.units.first; u < p.units.last; u++) {
+                    from_state(p, from, r_panels.get(), u, scratch.get(), GATES * N);
+                    for (int64_t b = p.rows.first; b < p.rows.last; b++)
+                        step(t, b, u, scratch.get() + (b - p.rows.first) * GATES * N,
+                             width > NARROW ? nullptr : w_panels.get() + u * width * GATES * N, h, c, h_out, c_out);
+                    if (t + 1 < x.time) mask_hidden(h_out, masked.get(), t + 1, p.rows, u);
+                }
+                h = h_out;
+                c = c_out;
+                if (!split_batch) barrier.wait(p.threads);
+            }
+        });
+    }
+
+    // R (rec * h) for a block of units; `from` holds a copy of rec * h for each gate where they differ.
+    void from_state(const Part& p, const T* from, const T* panels, int64_t block, T* to, int64_t row_step) const {
+        const T* panel = panels + block * hidden * GATES * N;
+        const int64_t count = copies(), wide = GATES / count;
+        for (int64_t k = 0; k < count; k++)
+            product<T>(p.count(), (int)wide, {from + k * batch * hidden, hidden, 1}, {panel + k * wide * N, GATES * N}, hidden,
+                       {to + k * wide * N, row_step, N, N, N});
+    }
+
+    // W x(t) of some steps into the gates.
+    void project(int64_t first, int64_t last, const Part& p, const T* panels) const {
+        const bool whole = p.count() == batch;  // then the rows of all steps follow each other
+        for (int64_t u = p.units.first; u < p.units.last; u++)
+            for (int64_t t = first; t < last; t += whole ? last - first : 1) {
+                const int64_t row = t * batch + p.rows.first, rows = whole ? (last - first) * batch : p.count();
+                product<T>(rows, GATES, {(const T*)x.inputs + row * width, width, 1},
+                           {panels + u * width * GATES * N, GATES * N}, width,
+                           {gates + row * GATES * hidden + u * N, GATES * hidden, hidden, lanes(u), lanes(u)});
+            }
+    }
+
+    void mask_hidden(const T* h, T* masked, int64_t t, Range rows, int64_t block) const {
+        if (!has(REC)) return;
+        const int n = lanes(block);
+        for (int64_t k = 0; k < copies(); k++)
+            for (int64_t b = rows.first; b < rows.last; b++) {
+                const int64_t at = b * hidden + block * N;
+                store(masked + ((t % 2) * copies() + k) * batch * hidden + at, load(h + at, n) * mask(REC, t, b, block, k), n);
+            }
+    }
+
+    // `narrow`: the panel of W, where the inputs are not projected yet.
+    inline void step(int64_t t, int64_t b, int64_t block, const T* product, const T* narrow, const T* h, const T* c, T* h_out,
+                     T* c_out) const {
+        const int n = lanes(block);
+        const int64_t at = b * hidden + block * N, row = t * batch + b;
+        T* gate = gates + row * GATES * hidden + block * N;
+        const auto before = [&](int k) {
+            Vec<T> value = load(product + k * N, N);
+            if (!narrow) value += load(gate + k * hidden, n);
+            for (int64_t i = 0; narrow && i < width; i++)
+                value += ((const T*)x.inputs)[row * width + i] * load(narrow + (i * GATES + k) * N, N);
+            return x.bias ? value + load((const T*)x.bias + k * hidden + block * N, n) : value;
+        };
+        const Vec<T> i = sigmoid(before(0)), f = sigmoid(before(1));
+        const Vec<T> g = hyperbolic_tangent(before(2)), o = sigmoid(before(3));
+        if (x.keep) {
+            store(gate, i, n);
+            store(gate + hidden, f, n);
+            store(gate + 2 * hidden, g, n);
+            store(gate + 3 * hidden, o, n);
+        }
+        const Vec<T> c_old = load(c + at, n);
+        Vec<T> c_new = new_cell(t, b, block, i, f, g, c_old);
+        Vec<T> h_new = o * hyperbolic_tangent(c_new);
+        if (has(CKEEP)) c_new = c_old + mask(CKEEP, t, b, block) * (c_new - c_old);
+        if (has(HKEEP)) {
+            const Vec<T> h_old = load(h + at, n);
+            h_new = h_old + mask(HKEEP, t, b, block) * (h_new - h_old);
+        }
+        if (has(OUT)) h_new *= mask(OUT, t, b, block);
+        store(c_out + at, c_new, n);
+        store(h_out + at, h_new, n);
+    }
+
+    inline Vec<T> new_cell(int64_t t, int64_t b, int64_t block, Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> c) const {
+        Vec<T> update = i * g;
+        if (has(UPD)) update *= mask(UPD, t, b, block);
+        update += f * c;
+        if (has(CMUL)) update *= mask(CMUL, t, b, block);
+        return update;
+    }
+
+    // ------------------------------------------------ backward
+
+    // The columns of a weight as they are, [row][lane], zeros beyond the last.
+    static void pack_columns(const T* weight, int64_t rows, int64_t columns, int64_t first, int wide, T* to) {
+        const int64_t count = std::min<int64_t>(wide * N, columns - first);
+        for (int64_t row = 0; row < rows; row++, to += wide * N) {
+            memcpy(to, weight + row * columns + first, count * sizeof(T));
+            memset(to + count, 0, (wide * N - count) * sizeof(T));
+        }
+    }
+
+    // Gradients of the gates, gathered until there are enough for the product that sums the weights' gradients.
+    struct Gathered {
+        T *left, *right;   // [gate][tile of units][row][unit], and a panel of the other factor
+        int64_t *step, *row;
+        int64_t count, capacity;
+        bool fresh;  // the first of all
+    };
+
+    void backward() {
+        const int64_t deep = GATES * hidden, x_blocks = vectors(width), joint = width + hidden + 1;
+        if (x.dinputs) in_large_pages(x.dinputs, x.time * batch * width * sizeof(T));
+        if (x.dw_input) in_large_pages(x.dw_input, deep * width * sizeof(T));
+        if (x.dw_hidden) in_large_pages(x.dw_hidden, deep * hidden * sizeof(T));
+        auto r_panels = allocate<T>(blocks * N * deep), w_panels = allocate<T>(x.dinputs ? x_blocks * N * deep : 0);
+        auto parts = allocate<T>(split_batch ? x.threads * deep * joint : 0);  // the threads' sums for [W, R, bias]
+        auto shared = allocate<T>(split_batch ? 0 : std::max(CHUNK, batch) * deep);
+        in_parallel([&](Part p) {
+            const Range x_units = split_batch ? Range{0, x_blocks} : share(x_blocks, p.threads, p.thread);
+            const auto pack = [&](const T* weight, int64_t columns, Range own, T* panels) {
+                int64_t turn = 0;
+                for_panels<T>(own, columns, [&](int64_t first, int wide, int) {
+                    if (!split_batch || turn++ % p.threads == p.thread)
+                        pack_columns(weight, deep, columns, first, wide, panels + first * deep);
+                });
+            };
+            pack((const T*)x.w_hidden, hidden, p.units, r_panels.get());
+            if (x.dinputs) pack((const T*)x.w_input, width, x_units, w_panels.get());
+            const int64_t steps = chunk_steps(p), tiles = (own_units(p) + MAX_ROWS - 1) / MAX_ROWS;
+            const int64_t capacity = std::max(GATHER, steps * p.count());
+            auto mine = allocate<T>(split_batch ? steps * p.count() * deep : 0), scratch = allocate<T>(p.count() * WIDTH * N);
+            auto left = allocate<T>(GATES * tiles * MAX_ROWS * capacity), right = allocate<T>(PANELS * capacity * WIDTH * N);
+            auto places = allocate<int64_t>(2 * capacity);
+            Gathered gathered{left.get(), right.get(), places.get(), places.get() + capacity, 0, capacity, true};
+            T* const dgates = split_batch ? mine.get() : shared.get();
+            for (int64_t last = x.time, first; last > 0; last = first) {
+                first = std::max<int64_t>(0, last - steps);
+                // The panels are there and, where they are shared, nobody needs the last chunk's gradients any more.
+                if (!split_batch || last == x.time) barrier.wait(p.threads);
+                for (int64_t t = last - 1; t >= first; t--) {
+                    T* const now = dgates + (t - first) * p.count() * deep;
+                    for (int64_t b = p.rows.first; b < p.rows.last; b++)
+                        for (int64_t u = p.units.first; u < p.units.last; u++)
+                            step_backward(t, b, u, now + (b - p.rows.first) * deep);
+                    if (!split_batch) barrier.wait(p.threads);
+                    to_state(t, p, now, r_panels.get(), scratch.get());
+                }
+                if (x.dinputs) to_inputs(first, last, p, dgates, x_units, w_panels.get());
+                if (gathered.count + (last - first) * p.count() > capacity) weight_gradients(p, gathered, parts.get());
+                gather(first, last, p, dgates, gathered);
+            }
+            weight_gradients(p, gathered, parts.get());
+            if (!split_batch) return;
+            barrier.wait(p.threads);
+            const Range own = share(deep, p.threads, p.thread);
+            const auto add_up = [&](void* to, int64_t from, int64_t columns) {
+                for (int64_t n = own.first * columns; to && n < own.last * columns; n++) {
+                    T sum = 0;
+                    for (int thread = 0; thread < p.threads; thread++)
+                        sum += parts[(thread * deep + n / columns) * joint + from + n % columns];
+                    ((T*)to)[n] = sum;
+                }
+            };
+            add_up(x.dw_input, 0, width);
+            add_up(x.dw_hidden, width, hidden);
+            add_up(x.dbias, width + hidden, 1);
+        });
+    }
+
+    int64_t own_units(const Part& p) const { return std::min(p.units.last * N, hidden) - p.units.first * N; }
+
+    // dh += rec * (R' dgates)
+    void to_state(int64_t t, const Part& p, const T* dgates, const T* panels, T* scratch) const {
+        for_panels<T>(p.units, hidden, [&](int64_t first, int wide, int) {
+            for (int64_t k = 0; k < copies(); k++) {
+                const int64_t deep = GATES * hidden / copies();
+                product<T>(p.count(), wide, {dgates + k * deep, GATES * hidden, 1},
+                           {panels + first * GATES * hidden + k * deep * wide * N, wide * N}, deep,
+                           {scratch, wide * N, N, N, N});
+                for (int64_t b = p.rows.first; b < p.rows.last; b++)
+                    for (int v = 0; v < wide; v++) {
+                        const int64_t u = first / N + v;
+                        T* dh = (T*)x.dh + b * hidden + u * N;
+                        Vec<T> more = load(scratch + (b - p.rows.first) * wide * N + v * N, N);
+                        if (has(REC)) more *= mask(REC, t, b, u, k);
+                        store(dh, load(dh, lanes(u)) + more, lanes(u));
+                    }
+            }
+        });
+    }
+
+    // dx(t) = W' dgates of some steps
+    void to_inputs(int64_t first_step, int64_t last_step, const Part& p, const T* dgates, Range units, const T* panels) const {
+        const bool whole = p.count() == batch;  // then the rows of all steps follow each other
+        for_panels<T>(units, width, [&](int64_t first, int wide, int tail) {
+            for (int64_t t = first_step; t < last_step; t += whole ? last_step - first_step : 1)
+                product<T>(whole ? (last_step - first_step) * batch : p.count(), wide,
+                           {dgates + (t - first_step) * p.count() * GATES * hidden, GATES * hidden, 1},
+                           {panels + first * GATES * hidden, wide * N}, GATES * hidden,
+                           {(T*)x.dinputs + (t * batch + p.rows.first) * width + first, width, N, N, tail});
+        });
+    }
+
+    // Puts this thread's units of some steps' gradients with those that wait.
+    void gather(int64_t first, int64_t last, const Part& p, const T* dgates, Gathered& to) const {
+        if (!x.dw_input && !x.dw_hidden && !x.dbias) return;
+        const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
+        const int64_t start = to.count;
+        for (int64_t t = first; t < last; t++)
+            for (int64_t b = p.rows.first; b < p.rows.last; b++, to.count++) {
+                to.step[to.count] = t;
+                to.row[to.count] = b;
+            }
+        for (int gate = 0; gate < GATES; gate++)
+            for (int64_t k = start; k < to.count; k++) {
+                const T* from = dgates + (k - start) * GATES * hidden + gate * hidden + unit;
+                T* left = to.left + (gate * tiles * to.capacity + k) * MAX_ROWS;
+                const int64_t whole = units / MAX_ROWS;
+                for (int64_t tile = 0; tile < whole; tile++, left += to.capacity * MAX_ROWS)
+                    memcpy(left, from + tile * MAX_ROWS, MAX_ROWS * sizeof(T));
+                if (whole < tiles) memcpy(left, from + whole * MAX_ROWS, (units - whole * MAX_ROWS) * sizeof(T));
+            }
+    }
+
+    // The gradients of W, R and the bias for this thread's units from what is gathered: dgates' [x, rec * h(t-1), 1]
+    void weight_gradients(const Part& p, Gathered& from, T* parts) const {
+        if (from.count == 0) return;
+        const int64_t joint = width + hidden + 1;
+        const auto previous = [&](int64_t t, int64_t b) {
+            return (t ? outputs + (t - 1) * batch * hidden : (const T*)x.h) + b * hidden;
+        };
+        const auto masked = [&](int64_t t, int64_t b, int64_t block, int64_t k) {
+            const Vec<T> value = load(previous(t, b) + block * N, lanes(block));
+            return has(REC) ? value * mask(REC, t, b, block, k) : value;
+        };
+        if (split_batch) {
+            auto row = allocate<T>(joint + N);
+            for (int64_t k = 0; k < copies(); k++)
+                sum(p, from, k, GATES / copies(), joint, parts + p.thread * GATES * hidden * joint,
+                    [&](int64_t n, int64_t column, int wide, T* to) {
+                        const int64_t t = from.step[n], b = from.row[n];
+                        memcpy(row.get(), (const T*)x.inputs + (t * batch + b) * width, width * sizeof(T));
+                        for (int64_t u = 0; u < blocks; u++) store(row.get() + width + u * N, masked(t, b, u, k), lanes(u));
+                        row[width + hidden] = 1;
+                        memset(row.get() + joint, 0, N * sizeof(T));
+                        memcpy(to, row.get() + column, wide * N * sizeof(T));
+                    });
+        } else {
+            if (x.dw_input)
+                sum(p, from, 0, GATES, width, (T*)x.dw_input, [&](int64_t n, int64_t column, int wide, T* to) {
+                    const T* row = (const T*)x.inputs + (from.step[n] * batch + from.row[n]) * width;
+                    for (int v = 0; v < wide; v++, column += N)
+                        store(to + v * N, load(row + column, (int)std::min<int64_t>(N, width - column)), N);
+                });
+            for (int64_t k = 0; x.dw_hidden && k < copies(); k++)
+                sum(p, from, k, GATES / copies(), hidden, (T*)x.dw_hidden, [&](int64_t n, int64_t column, int wide, T* to) {
+                    for (int v = 0; v < wide; v++)
+                        store(to + v * N, masked(from.step[n], from.row[n], column / N + v, k), N);
+                });
+            if (x.dbias) sum_bias(p, from);
+        }
+        from.count = 0;
+        from.fresh = false;
+    }
+
+    // target (+)= left' right, for some gates; `fill` writes some columns of one row of the right factor.
+    template <typename Fill>
+    void sum(const Part& p, const Gathered& from, int64_t gate, int64_t gates, int64_t columns, T* target, Fill fill) const {
+        const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
+        struct {
+            int64_t first;
+            int wide, tail;
+            T* right;
+        } panels[PANELS];
+        int64_t count = 0;
+        const auto multiply = [&] {
+            for (int64_t g = gate; g < gate + gates; g++)
+                for (int64_t tile = 0; tile < tiles; tile++)
+                    for (int64_t n = 0; n < count; n++)
+                        product<T>(std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS), panels[n].wide,
+                                   {from.left + (g * tiles + tile) * MAX_ROWS * from.capacity, 1, MAX_ROWS},
+                                   {panels[n].right, panels[n].wide * N}, from.count,
+                                   {target + (g * hidden + unit + tile * MAX_ROWS) * columns + panels[n].first, columns, N, N,
+                                    panels[n].tail},
+                                   !from.fresh);
+            count = 0;
+        };
+        for_panels<T>({0, vectors(columns)}, columns, [&](int64_t first, int wide, int tail) {
+            T* right = from.right + count * from.capacity * WIDTH * N;
+            for (int64_t n = 0; n < from.count; n++) fill(n, first, wide, right + n * wide * N);
+            panels[count++] = {first, wide, tail, right};
+            if (count == PANELS) multiply();
+        });
+        multiply();
+    }
+
+    void sum_bias(const Part& p, const Gathered& from) const {
+        const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
+        for (int gate = 0; gate < GATES; gate++)
+            for (int64_t tile = 0; tile < tiles; tile++) {
+                const T* left = from.left + (gate * tiles + tile) * MAX_ROWS * from.capacity;
+                T sum[MAX_ROWS] = {};
+                for (int64_t k = 0; k < from.count; k++)
+                    for (int r = 0; r < MAX_ROWS; r++) sum[r] += left[k * MAX_ROWS + r];
+                T* to = (T*)x.dbias + gate * hidden + unit + tile * MAX_ROWS;
+                for (int64_t r = 0; r < std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS); r++)
+                    to[r] = sum[r] + (from.fresh ? 0 : to[r]);
+            }
+    }
+
+    // `dgates`: those of the row
+    inline void step_backward(int64_t t, int64_t b, int64_t block, T* dgates) const {
+        const int n = lanes(block);
+        const int64_t at = b * hidden + block * N, now = t * batch * hidden + at;
+        const T* gate = gates + (t * batch + b) * GATES * hidden + block * N;
+        T* const dgate = dgates + block * N;
+        T *const dh = (T*)x.dh + at, *const dc = (T*)x.dc + at;
+        const Vec<T> i = load(gate, n), f = load(gate + hidden, n), g = load(gate + 2 * hidden, n);
+        const Vec<T> o = load(gate + 3 * hidden, n);
+        const Vec<T> c = load(t ? cells + now - batch * hidden : (const T*)x.c + at, n);
+        const Vec<T> tanh = hyperbolic_tangent(new_cell(t, b, block, i, f, g, c));
+        Vec<T> dnew_h = load(dh, n), dnew_c = load(dc, n);
+        if (x.doutputs) dnew_h += load((const T*)x.doutputs + now, n);
+        if (x.dcells) dnew_c += load((const T*)x.dcells + now, n);
+        if (has(OUT)) dnew_h *= mask(OUT, t, b, block);
+        Vec<T> dold_h{}, dold_c{};
+        if (has(HKEEP)) {
+            const Vec<T> all = dnew_h;
+            dnew_h *= mask(HKEEP, t, b, block);
+            dold_h = all - dnew_h;
+        }
+        if (has(CKEEP)) {
+            const Vec<T> all = dnew_c;
+            dnew_c *= mask(CKEEP, t, b, block);
+            dold_c = all - dnew_c;
+        }
+        dnew_c += dnew_h * o * (1 - tanh * tanh);
+        if (has(CMUL)) dnew_c *= mask(CMUL, t, b, block);
+        Vec<T> dupdate = dnew_c;
+        if (has(UPD)) dupdate *= mask(UPD, t, b, block);
+        store(dgate, dupdate * g * i * (1 - i), n);
+        store(dgate + hidden, dnew_c * c * f * (1 - f), n);
+        store(dgate + 2 * hidden, dupdate * i * (1 - g * g), n);
+        store(dgate + 3 * hidden, dnew_h * tanh * o * (1 - o), n);
+        store(dh, dold_h, n);
+        store(dc, dold_c + dnew_c * f, n);
+    }
+};
+
+}  // namespace

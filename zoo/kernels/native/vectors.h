@@ -1,0 +1,118 @@
+// Vectors of the widest registers there are, and the functions that open gates.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, MAX_ROWS = 6;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, MAX_ROWS = 3;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, MAX_ROWS = 6;
+#else
+constexpr int VECTOR_BYTES = 16, MAX_ROWS = 3;
+#endif
+
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+    typedef float type __attribute__((vector_size(VECTOR_BYTES)));
+    typedef int32_t integer __attribute__((vector_size(VECTOR_BYTES)));
+    typedef uint8_t bytes __attribute__((vector_size(VECTOR_BYTES / 4)));
+};
+template <>
+struct Vector<double> {
+    typedef double type __attribute__((vector_size(VECTOR_BYTES)));
+    typedef int64_t integer __attribute__((vector_size(VECTOR_BYTES)));
+    typedef uint8_t bytes __attribute__((vector_size(VECTOR_BYTES / 8)));
+};
+template <typename T>
+using Vec = typename Vector<T>::type;
+template <typename T>
+constexpr int LANES = VECTOR_BYTES / sizeof(T);
+
+template <typename T>
+inline Vec<T> load(const T* from, int lanes) {
+    Vec<T> value;
+    if (__builtin_expect(lanes == LANES<T>, 1)) {
+        memcpy(&value, from, sizeof value);
+        return value;
+    }
+#ifdef __AVX512F__
+    if constexpr (std::is_same_v<T, float>) return (Vec<T>)_mm512_maskz_loadu_ps((1u << lanes) - 1, from);
+#endif
+    value = Vec<T>{};
+    memcpy(&value, from, lanes * sizeof(T));
+    return value;
+}
+
+template <typename T>
+inline void store(T* to, Vec<T> value, int lanes) {
+    if (__builtin_expect(lanes == LANES<T>, 1)) {
+        memcpy(to, &value, sizeof value);
+        return;
+    }
+#ifdef __AVX512F__
+    if constexpr (std::is_same_v<T, float>) {
+        _mm512_mask_storeu_ps(to, (1u << lanes) - 1, (__m512)value);
+        return;
+    }
+#endif
+    memcpy(to, &value, lanes * sizeof(T));
+}
+
+inline Vec<float> exponential(Vec<float> x) {
+    typedef Vector<float>::integer Integer;
+    const Vec<float> low = Vec<float>{} - 87.0f, high = Vec<float>{} + 87.0f;
+#ifdef __AVX512F__
+    x = (Vec<float>)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));  // lets NaN through
+#else
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+#endif
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    const Vec<float> shifted = x * 1.44269504088896341f + round;
+    const Vec<float> n = shifted - round;
+    x = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec<float> p = Vec<float>{} + 1.9875691500e-4f;
+    p = p * x + 1.3981999507e-3f;
+    p = p * x + 8.3334519073e-3f;
+    p = p * x + 4.1665795894e-2f;
+    p = p * x + 1.6666665459e-1f;
+    p = p * x + 5.0000001201e-1f;
+    p = p * x * x + x + 1.0f;
+    const Integer power = (((Integer)shifted) << 23) + (Integer)p;
+    return (Vec<float>)power;
+}
+inline Vec<double> exponential(Vec<double> x) {
+    for (int k = 0; k < LANES<double>; k++) x[k] = std::exp(x[k]);
+    return x;
+}
+inline Vec<float> reciprocal(Vec<float> x) {
+#ifdef __AVX512F__
+    const Vec<float> guess = (Vec<float>)_mm512_rcp14_ps((__m512)x);
+    return guess * (2 - x * guess);
+#else
+    return 1 / x;
+#endif
+}
+inline Vec<double> reciprocal(Vec<double> x) { return 1 / x; }
+template <typename V>
+inline V sigmoid(V x) {
+    return reciprocal(1 + exponential(-x));
+}
+template <typename V>
+inline V hyperbolic_tangent(V x) {
+    return 2 * reciprocal(1 + exponential(-2 * x)) - 1;
+}
+
+}  // namespace
