@@ -268,7 +268,9 @@ def test_memory_that_is_not_contiguous(backend):
 def test_auto_takes_what_is_fast():
     given = problem("lstm", (5, 3, 4, 7), torch.float32)
     zoned = noise_on("lstm", ("hkeep",), (5, 3, 4, 7), torch.float32)
-    assert kernels.choose("auto", "lstm", given.inputs, plain=True) == "vendor"
+    assert kernels.choose("auto", "lstm", given.inputs, plain=True) == "native"
+    assert kernels.choose("auto", "lstm", given.inputs[:1, :1], plain=True) == "vendor"
+    assert kernels.choose("auto", "gru", given.inputs, plain=True) == "vendor"
     assert kernels.choose("auto", "lstm", given.inputs, plain=False) == "native"
     assert kernels.choose("auto", "lstm", given.inputs.bfloat16(), plain=False) == "torch"
     assert kernels.choose("auto", "lstm", given.inputs[:1, :1], plain=False) == "torch"  # one token at a time
@@ -283,11 +285,11 @@ def test_without_a_compiler_plain_torch_takes_its_place(tmp_path):
         "import logging, torch; logging.basicConfig()\n"
         "from zoo import kernels\n"
         "x = torch.zeros(2, 1, 1)\n"
-        "print(kernels.choose('auto', 'lstm', x, plain=False), kernels.choose('auto', 'lstm', x, plain=False))"
+        "print(kernels.choose('auto', 'lstm', x, plain=False), kernels.choose('auto', 'lstm', x, plain=True))"
     )
     environment = {"PATH": "", "CXX": "no-such-compiler", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["torch", "torch"]
+    assert done.stdout.split() == ["torch", "vendor"]
     assert done.stderr.count("\n") == 1
     assert "no native recurrent code, plain torch runs instead" in done.stderr
     assert "no-such-compiler" in done.stderr
@@ -368,7 +370,10 @@ WRONG = {
     "state": (dict(state=(torch.zeros(2, 7), torch.zeros(3, 7))), r"state h has shape \(2, 7\), expected \(3, 7\)"),
     "dtype": (dict(state=2 * (torch.zeros(3, 7).double(),)), r"state h is torch.float64, the inputs are torch.float32"),
     "device": (dict(inputs=torch.zeros(5, 3, 4, device="meta")), r"weights\.input is on cpu, the inputs are on meta"),
-    "triton": (dict(backend="triton"), "'triton' cannot run this LSTM on cpu in torch.float32; those that can: vendor"),
+    "triton": (
+        dict(backend="triton"),
+        "'triton' cannot run this LSTM on cpu in torch.float32; those that can: native, vendor",
+    ),
 }
 
 
