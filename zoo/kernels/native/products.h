@@ -33,11 +33,10 @@ struct Target {
 
 template <typename T, int ROWS, int COLUMNS>
 void tile(Left<T> a, Panel<T> b, int64_t depth, Target<T> c, bool add) {
-    Vec<T> sum[ROWS][COLUMNS];
+    Vec<T> sum[ROWS][COLUMNS] = {};
     const auto lanes = [&](int v) { return v == COLUMNS - 1 ? c.last_lanes : c.lanes; };
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < COLUMNS; v++)
-            sum[r][v] = add ? load(c.to + r * c.row_step + v * c.column_step, lanes(v)) : Vec<T>{};
+        for (int v = 0; v < COLUMNS; v++) __builtin_prefetch(c.to + r * c.row_step + v * c.column_step, 1);
     for (int64_t k = 0; k < depth; k++) {
         Vec<T> column[COLUMNS];
         for (int v = 0; v < COLUMNS; v++) column[v] = load(b.from + v * LANES<T>, LANES<T>);
@@ -49,7 +48,10 @@ void tile(Left<T> a, Panel<T> b, int64_t depth, Target<T> c, bool add) {
         b.from += b.step;
     }
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < COLUMNS; v++) store(c.to + r * c.row_step + v * c.column_step, sum[r][v], lanes(v));
+        for (int v = 0; v < COLUMNS; v++) {
+            T* to = c.to + r * c.row_step + v * c.column_step;
+            store(to, add ? load(to, lanes(v)) + sum[r][v] : sum[r][v], lanes(v));
+        }
 }
 
 template <typename T, int COLUMNS>
