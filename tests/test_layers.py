@@ -547,3 +547,16 @@ def test_inputs_that_do_not_fit_are_named(kind):
         layer(draw(T, B, I))
     with pytest.raises(ValueError, match="no time step"):
         layer(torch.randn(0, B, I))
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        ({"state_noise": 0.5}, "state_noise is 0.5, expected a StateRegulariser"),
+        ({"state_noise": [zoo.Zoneout(0.1), zoo.WeightDrop(0.5)]}, "state_noise is WeightDrop.*StateRegulariser"),
+        ({"weight_noise": zoo.Zoneout(0.1)}, "weight_noise is Zoneout.*expected a WeightRegulariser"),
+    ],
+)
+def test_what_does_not_belong_into_a_slot_is_named(slots, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.LSTM(4, 6, **slots)

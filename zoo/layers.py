@@ -107,7 +107,11 @@ class Recurrent(nn.Module):
         _check_choice("initial_state", initial_state, get_args(InitialState))
         _check_choice("backend", backend, get_args(Backend))
         self.dropout = Dropout(dropout)
-        regularisers = [state_noise] if isinstance(state_noise, StateRegulariser) else state_noise or []
+        regularisers = state_noise if isinstance(state_noise, list) else [] if state_noise is None else [state_noise]
+        for regulariser in regularisers:
+            _check_type("state_noise", regulariser, StateRegulariser)
+        if weight_noise is not None:
+            _check_type("weight_noise", weight_noise, WeightRegulariser)
         check_sites(regularisers, self.cell)
         self.state_noise, self.weight_noise = nn.ModuleList(regularisers), weight_noise
 
@@ -657,6 +661,11 @@ def _names(layer: int, direction: int) -> tuple[str, ...]:
 
 def _suffix(layer: int, direction: int) -> str:
     return f"l{layer}_reverse" if direction else f"l{layer}"
+
+
+def _check_type(name: str, value: object, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise ValueError(f"{name} is {value!r}, expected a {expected.__name__}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
