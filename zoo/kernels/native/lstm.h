@@ -76,27 +76,6 @@ struct Lstm {
 
     // ------------------------------------------------ forward
 
-    // Turns N vectors of N lanes about, exchanging blocks of HALF lanes, then of twice as many.
-    template <int HALF = 1>
-    static void transpose(Vec<T>* rows) {
-        if constexpr (HALF < N) {
-            typename Vector<T>::integer low, high;
-#pragma GCC unroll 16
-            for (int lane = 0; lane < N; lane++) {
-                low[lane] = lane & HALF ? N + lane - HALF : lane;
-                high[lane] = lane & HALF ? N + lane : lane + HALF;
-            }
-#pragma GCC unroll 16
-            for (int row = 0; row < N; row++) {
-                if (row & HALF) continue;
-                const Vec<T> a = rows[row], b = rows[row + HALF];
-                rows[row] = __builtin_shuffle(a, b, low);
-                rows[row + HALF] = __builtin_shuffle(a, b, high);
-            }
-            transpose<2 * HALF>(rows);
-        }
-    }
-
     // One panel a block of units, [k][gate][lane] = weight[gate H + unit][k]
     void pack_gates(const T* weight, int64_t depth, T* panels, int64_t block) const {
         T* panel = panels + block * depth * GATES * N;
@@ -107,7 +86,7 @@ struct Lstm {
                 Vec<T> rows[N];
 #pragma GCC unroll 16
                 for (int lane = 0; lane < N; lane++) rows[lane] = lane < units ? load(from + lane * depth + k, columns) : Vec<T>{};
-                transpose(rows);
+                transpose<T>(rows);
 #pragma GCC unroll 16
                 for (int column = 0; column < N; column++)
                     if (column < columns) store(panel + (k + column) * GATES * N + gate * N, rows[column], N);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -113,6 +114,32 @@ inline V sigmoid(V x) {
 template <typename V>
 inline V hyperbolic_tangent(V x) {
     return 2 * reciprocal(1 + exponential(-2 * x)) - 1;
+}
+
+// The lanes of a, but where the lane number has the bit HALF those of b half a block earlier; and the other way round.
+template <typename T, int HALF, int... LANE>
+inline void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, LANE...>) {
+    const Vec<T> first = a, second = b;
+#if defined(__clang__)
+    a = __builtin_shufflevector(first, second, (LANE & HALF ? LANES<T> + LANE - HALF : LANE)...);
+    b = __builtin_shufflevector(first, second, (LANE & HALF ? LANES<T> + LANE : LANE + HALF)...);
+#else
+    typedef typename Vector<T>::integer Integer;
+    a = __builtin_shuffle(first, second, Integer{(LANE & HALF ? LANES<T> + LANE - HALF : LANE)...});
+    b = __builtin_shuffle(first, second, Integer{(LANE & HALF ? LANES<T> + LANE : LANE + HALF)...});
+#endif
+}
+
+// Turns as many vectors as each has lanes about, exchanging blocks of HALF lanes, then of twice as many.
+template <typename T, int HALF = 1>
+inline void transpose(Vec<T>* rows) {
+    if constexpr (HALF < LANES<T>) {
+#pragma GCC unroll 16
+        for (int row = 0; row < LANES<T>; row++)
+            if (!(row & HALF))
+                exchange<T, HALF>(rows[row], rows[row + HALF], std::make_integer_sequence<int, LANES<T>>());
+        transpose<T, 2 * HALF>(rows);
+    }
 }
 
 }  // namespace
