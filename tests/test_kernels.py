@@ -343,6 +343,23 @@ def test_torchs_seed_fixes_the_draws():
     assert not kernels.bernoulli(0.0, 1000).any()
 
 
+@pytest.mark.parametrize("keep", [-0.1, 1.5, float("nan")])
+def test_draws_refuse_what_is_no_probability(keep):
+    with pytest.raises(ValueError, match="keep is"):
+        kernels.bernoulli(keep, 3)
+
+
+@needs_native
+@pytest.mark.parametrize("bits", [0x7FC00000, -0x400000, 0x7F800001, 0x7FFFFFFF, -1, 0x7FA12345])
+def test_every_nan_stays_one(bits):
+    given = problem("lstm", (2, 3, 4, 20), torch.float32)
+    with torch.no_grad():
+        given.inputs.view(torch.int32)[0, 1, 2] = bits
+        outputs = run("lstm", given, Noise(), "native")[0]
+    assert outputs[:, 1].isnan().all()
+    assert not outputs[:, [0, 2]].isnan().any()
+
+
 def test_kept_memory_of_the_reference_is_not_consumed():
     given = problem("lstm", (5, 3, 4, 7))
     outputs = run("lstm", given, Noise(), "reference")[0]
@@ -364,8 +381,11 @@ WRONG = {
         r"weights\.input has shape \(28, 7\), expected \(28, 4\)",
     ),
     "width": (dict(inputs=torch.zeros(5, 3, 9)), r"weights\.input has shape \(28, 4\), expected \(28, 9\)"),
-    "time": (dict(inputs=torch.zeros(0, 3, 4)), r"no time step: shape \(0, 3, 4\)"),
-    "batch": (dict(inputs=torch.zeros(5, 0, 4)), r"no batch: shape \(5, 0, 4\)"),
+    "time": (dict(inputs=torch.zeros(0, 3, 4)), r"no time step: inputs \(0, 3, 4\)"),
+    "batch": (dict(inputs=torch.zeros(5, 0, 4)), r"no batch: inputs \(5, 0, 4\)"),
+    "columns": (dict(inputs=torch.zeros(5, 3, 0)), r"no column: inputs \(5, 3, 0\)"),
+    "a backend that is not": (dict(backend="nativ"), "'nativ' cannot run this LSTM.*those that can: "),
+    "gradient": (dict(noise=Noise(out=torch.ones(1, 1, 1).requires_grad_())), r"noise\.out requires a gradient"),
     "two dimensions": (dict(inputs=torch.zeros(5, 4)), r"shape \(5, 4\), expected \(T, B, I\)"),
     "state": (dict(state=(torch.zeros(2, 7), torch.zeros(3, 7))), r"state h has shape \(2, 7\), expected \(3, 7\)"),
     "dtype": (dict(state=2 * (torch.zeros(3, 7).double(),)), r"state h is torch.float64, the inputs are torch.float32"),

@@ -77,6 +77,8 @@ class Noise(NamedTuple):
                 raise ValueError(f"noise.{name} has shape {tuple(mask.shape)}, which does not broadcast to {expected}")
             if mask.dtype not in (torch.bool, like.dtype):
                 raise ValueError(f"noise.{name} is {mask.dtype}; it must be torch.bool or the inputs' {like.dtype}")
+            if mask.requires_grad:
+                raise ValueError(f"noise.{name} requires a gradient; masks are constants")
             if mask.device != like.device:
                 raise ValueError(f"noise.{name} is on {mask.device}, the inputs on {like.device}")
             if mask.dtype != torch.bool and mask.device.type == "cpu":

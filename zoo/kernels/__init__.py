@@ -38,7 +38,7 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool, normalised
     if backend == "auto":
         able["native"] &= inputs.shape[:2].numel() > 1  # the weights are packed for a sequence or a batch
         return next(name for name, can in able.items() if can)
-    if not able[backend]:
+    if not able.get(backend):
         name = f"normalised {cell.upper()}" if normalised else cell.upper()
         raise ValueError(
             f"backend {backend!r} cannot run this {name} on {inputs.device} in {inputs.dtype}; "
@@ -190,9 +190,12 @@ def _check(cell: Cell, inputs: Tensor, state: dict[str, Tensor], weights: Weight
     if inputs.ndim != 3:
         raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (T, B, I)")
     time, batch, width = inputs.shape
-    if time == 0 or batch == 0:
-        raise ValueError(f"inputs have no {'batch' if time else 'time step'}: shape {tuple(inputs.shape)}")
     hidden_size = weights.hidden.shape[-1]
+    for name, size in {"time step": time, "batch": batch, "column": width, "hidden unit": hidden_size}.items():
+        if size == 0:
+            raise ValueError(
+                f"there is no {name}: inputs {tuple(inputs.shape)}, weights.hidden {tuple(weights.hidden.shape)}"
+            )
     gates = GATES[cell] * hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "weights.input": (gates, width),

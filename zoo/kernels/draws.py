@@ -15,6 +15,8 @@ def bernoulli(keep: float, *shape: int, device: torch.device | str = "cpu") -> T
     On the CPU, element n of them comes from a hash of the seed and n: splitmix64 (Steele, Lea and Flood 2014,
     https://doi.org/10.1145/2714064.2660195), half of its 64 bits an element, compared with keep * 2**32.
     """
+    if not 0 <= keep <= 1:
+        raise ValueError(f"keep is {keep}; a probability lies in [0, 1]")
     if torch.device(device).type != "cpu":
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(keep)
     seed = int(torch.empty((), dtype=torch.int64).random_())

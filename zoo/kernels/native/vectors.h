@@ -92,7 +92,7 @@ inline Vec<float> exponential(Vec<float> x) {
     p = p * x + 5.0000001201e-1f;
     p = p * x * x + x + 1.0f;
     const Integer power = (((Integer)shifted) << 23) + (Integer)p;
-    return (Vec<float>)power;
+    return x == x ? (Vec<float>)power : x;  // the sum of bits can make a number of a NaN
 }
 inline Vec<double> exponential(Vec<double> x) {
     for (int k = 0; k < LANES<double>; k++) x[k] = std::exp(x[k]);
