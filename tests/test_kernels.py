@@ -18,7 +18,13 @@ needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compile
 BACKENDS = ["torch", pytest.param("native", marks=needs_native)]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 ODD_SIZES = [(1, 3, 4, 7), (13, 3, 5, 7)]
-MORE_SIZES = [(3, 17, 1, 33), (2, 41, 9, 65), (60, 9, 2, 16)]  # tails of tiles and vectors; chunks of time
+MORE_SIZES = [
+    (3, 17, 1, 33),
+    (2, 41, 9, 65),
+    (60, 9, 2, 16),
+    (2, 3, 70, 270),
+    (70, 25, 3, 5),
+]  # tails, chunks, panels, sums
 VARIANTS = {
     "lstm": [{}],
     "gru": [{"reset_after": True}, {"reset_after": False}],

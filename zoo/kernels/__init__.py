@@ -6,6 +6,7 @@ know no noise. `auto` takes the fastest of those that can run the call: native c
 memory, and far faster where the layer is small.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -28,21 +29,21 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool, normalised
 
     Raises `ValueError` where the forced one cannot.
     """
-    able: dict[Backend, bool] = {
-        "native": native.can_run(cell, inputs),
-        "vendor": plain,
-        "triton": inputs.device.type == "cuda" and not normalised and fused.available(),
-        "torch": True,
-        "reference": True,
+    able: dict[Backend, Callable[[], bool]] = {  # asked only where it matters: an answer may take a compiler
+        "native": lambda: native.can_run(cell, inputs),
+        "vendor": lambda: plain,
+        "triton": lambda: inputs.device.type == "cuda" and not normalised and fused.available(),
+        "torch": lambda: True,
+        "reference": lambda: True,
     }
     if backend == "auto":
-        able["native"] &= inputs.shape[:2].numel() > 1  # the weights are packed for a sequence or a batch
-        return next(name for name, can in able.items() if can)
-    if not able.get(backend):
+        one_token = inputs.shape[:2].numel() == 1  # the weights are packed for a sequence or a batch
+        return next(name for name, can in able.items() if not (one_token and name == "native") and can())
+    if backend not in able or not able[backend]():
         name = f"normalised {cell.upper()}" if normalised else cell.upper()
         raise ValueError(
             f"backend {backend!r} cannot run this {name} on {inputs.device} in {inputs.dtype}; "
-            f"those that can: {', '.join(name for name, can in able.items() if can)}"
+            f"those that can: {', '.join(name for name, can in able.items() if can())}"
         )
     return backend
 

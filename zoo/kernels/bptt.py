@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.kernels.loops import Loops, hidden_weight_gradient, product_of_steps
 from zoo.noise import Noise
@@ -38,7 +37,6 @@ class LSTM(torch.autograd.Function):
         return outputs, cells, outputs[-1].clone(), cells[-1].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any) -> tuple[Tensor | None, ...]:
         saved = take(ctx)
         dh, dc = (own(gradient, state) for gradient, state in ((dh, saved[4]), (dc, saved[5])))
@@ -68,7 +66,6 @@ class GRU(torch.autograd.Function):
         return outputs, outputs[-1].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, doutputs: Any, dh: Any) -> tuple[Tensor | None, ...]:
         gates, h, w_hidden, outputs, reset = take(ctx)
         dh = own(dh, h)
@@ -104,7 +101,6 @@ class RNN(torch.autograd.Function):
         return outputs, outputs[-1].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, doutputs: Any, dh: Any) -> tuple[Tensor | None, ...]:
         gates, h, w_hidden, outputs = take(ctx)
         dh = own(dh, h)
@@ -115,9 +111,9 @@ class RNN(torch.autograd.Function):
 
 def keep(ctx: Any, noise: Noise, *tensors: Tensor) -> None:
     """Saves what `take` gives the one backward pass."""
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*noise, *tensors)
     ctx.set_materialize_grads(False)
-    ctx.noise, ctx.consumed = noise, False
+    ctx.consumed = False
 
 
 def take(ctx: Any) -> tuple[Tensor, ...]:
@@ -127,8 +123,14 @@ def take(ctx: Any) -> tuple[Tensor, ...]:
             "a second backward pass through a recurrent layer, whose buffers the first one consumed; "
             "backend='reference' keeps them"
         )
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a recurrent layer differentiates its gradient (create_graph=True) with backend='reference' alone"
+        )
     ctx.consumed = True
-    return tuple(ctx.saved_tensors)
+    saved, sites = ctx.saved_tensors, len(Noise._fields)
+    ctx.noise = Noise(*saved[:sites])
+    return tuple(saved[sites:])
 
 
 def own(gradient: Tensor | None, like: Tensor) -> Tensor:

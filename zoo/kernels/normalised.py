@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
@@ -37,7 +36,7 @@ def batch_norm_lstm(
     if population is not None:
         means, variances = population[::2], population[1::2]
         norms = [Norm("batch", eps, mean, var) for mean, var in zip(means, variances, strict=True)]
-        norms[0] = Norm("batch", eps, means[0].view(1, -1), variances[0].view(1, -1))
+        norms[0] = Norm("batch", eps, means[0].reshape(1, -1), variances[0].reshape(1, -1))
     # The steps side by side are the columns of one batch.
     product = linear(inputs.transpose(0, 1), weights.input).flatten(1)
     normal = norms[0](product, gains.input.repeat(time), None if bias is None else bias.repeat(time))
@@ -187,7 +186,6 @@ class LSTM(torch.autograd.Function):
         return outputs, cells, h.clone(), c.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any) -> tuple[Tensor | None, ...]:
         gates, hidden, new_cells, tanh, outputs, cells, first_h, first_c, *parameters = bptt.take(ctx)
         w_hidden, gain_hidden, gain_cell, bias_cell = parameters
@@ -250,7 +248,6 @@ class CompiledLSTM(torch.autograd.Function):
         return left.outputs, left.cells, left.outputs[-1].clone(), left.cells[-1].clone(), *moments
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any, *_: Any) -> tuple[Tensor | None, ...]:
         saved = bptt.take(ctx)
         left, (h, c, w_hidden, *gains) = native.Normalised(*saved[:9]), saved[9:]

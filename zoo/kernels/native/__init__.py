@@ -276,10 +276,15 @@ def _library() -> ctypes.CDLL | None:
         _LOG.info("native recurrent code is switched off by ZOO_NATIVE=0")
         return None
     try:
-        return ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        _LOG.warning("no native recurrent code, plain torch runs instead: %s", said.strip().splitlines()[-1])
+        library = _built()
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:  # a damaged file, or one for an OpenMP that is gone
+            library.unlink(missing_ok=True)
+            return ctypes.CDLL(str(_built()))
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
+        said = str(getattr(error, "stderr", None) or "").strip() or str(error)
+        _LOG.warning("no native recurrent code, plain torch runs instead: %s", said.splitlines()[-1])
         return None
 
 
@@ -299,6 +304,8 @@ def _built() -> Path:
         with tempfile.TemporaryDirectory(dir=library.parent) as aside:
             built = Path(aside) / library.name
             _compile(compiler, built)
+            with built.open("rb") as file:
+                os.fsync(file.fileno())  # a library cut short by a crash of the machine would kill every later process
             os.replace(built, library)
     return library
 

@@ -66,7 +66,10 @@ struct Lstm {
         };
 #ifdef _OPENMP
 #pragma omp parallel num_threads((int)x.threads)
-        body(part(omp_get_num_threads(), omp_get_thread_num()));
+        {
+            const int team = omp_get_num_threads(), threads = split_batch ? team : (int)std::clamp<int64_t>(blocks, 1, team);
+            if (omp_get_thread_num() < threads) body(part(threads, omp_get_thread_num()));  // one without units would only wait
+        }
 #else
         body(part(1, 0));
 #endif

@@ -34,7 +34,7 @@ class Barrier {
             __builtin_ia32_pause();
 #endif
 #if defined(__unix__) || defined(__APPLE__)
-            if (spins > 20000) sched_yield();  // somebody else has the other core
+            if (spins > 200) sched_yield();  // somebody else may have the core that the others need
 #endif
         }
     }

@@ -71,7 +71,11 @@ inline void store(T* to, Vec<T> value, int lanes) {
     memcpy(to, &value, lanes * sizeof(T));
 }
 
-inline Vec<float> exponential(Vec<float> x) {
+// e^x as (1 + q) 2^n, |q| < 0.42
+struct Power {
+    Vec<float> q, two_n;
+};
+inline Power power(Vec<float> x) {
     typedef Vector<float>::integer Integer;
     const Vec<float> low = Vec<float>{} - 87.0f, high = Vec<float>{} + 87.0f;
 #ifdef __AVX512F__
@@ -90,9 +94,11 @@ inline Vec<float> exponential(Vec<float> x) {
     p = p * x + 4.1665795894e-2f;
     p = p * x + 1.6666665459e-1f;
     p = p * x + 5.0000001201e-1f;
-    p = p * x * x + x + 1.0f;
-    const Integer power = (((Integer)shifted) << 23) + (Integer)p;
-    return x == x ? (Vec<float>)power : x;  // the sum of bits can make a number of a NaN
+    return {p * x * x + x, (Vec<float>)((((Integer)shifted) << 23) + 0x3F800000)};
+}
+inline Vec<float> exponential(Vec<float> x) {
+    const Power e = power(x);
+    return (1 + e.q) * e.two_n;
 }
 inline Vec<double> exponential(Vec<double> x) {
     for (int k = 0; k < LANES<double>; k++) x[k] = std::exp(x[k]);
@@ -101,7 +107,7 @@ inline Vec<double> exponential(Vec<double> x) {
 inline Vec<float> reciprocal(Vec<float> x) {
 #ifdef __AVX512F__
     const Vec<float> guess = (Vec<float>)_mm512_rcp14_ps((__m512)x);
-    return guess * (2 - x * guess);
+    return guess + guess * (1 - x * guess);
 #else
     return 1 / x;
 #endif
@@ -111,9 +117,11 @@ template <typename V>
 inline V sigmoid(V x) {
     return reciprocal(1 + exponential(-x));
 }
-template <typename V>
-inline V hyperbolic_tangent(V x) {
-    return 2 * reciprocal(1 + exponential(-2 * x)) - 1;
+inline Vec<double> hyperbolic_tangent(Vec<double> x) { return 2 * sigmoid(2 * x) - 1; }
+inline Vec<float> hyperbolic_tangent(Vec<float> x) {
+    const Power e = power(-2 * x);
+    const Vec<float> m = e.q * e.two_n + (e.two_n - 1);  // e^-2x - 1, exact to the last bits where x is small
+    return -m * reciprocal(2 + m);
 }
 
 // The lanes of a, but where the lane number has the bit HALF those of b half a block earlier; and the other way round.
