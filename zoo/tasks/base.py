@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import distributed
 from torch.optim import Optimizer
 
 from zoo.errors import UserError
+from zoo.optim import Optimization
 
 _RANKS = "ranks"
 
@@ -24,7 +26,13 @@ class Task(LightningModule):
     max_norm: float | None = None
     """The gradient's norm is clipped to this, unless the trainer sets `gradient_clip_val`."""
 
+    optimization: Optimization
+    """How the weights descend."""
+
     _resumed: dict[str, Any] | None = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return self.optimization.configure(self)
 
     def configure_gradient_clipping(
         self,

@@ -1,17 +1,21 @@
-"""Language models: the state carried from window to window, and exact metrics."""
+"""Language models: from tokens to logits, the state carried from window to window, and exact metrics."""
 
 from abc import abstractmethod
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from zoo.errors import UserError
 from zoo.generate import generate
 from zoo.metrics import TokenMetric, metric_of, token_nll
-from zoo.score import Score, score
+from zoo.optim import ValidatedSGD
+from zoo.regularisers import Penalty, SequenceRegulariser
+from zoo.score import Evaluation, Plain, Score, Scorer, score
 from zoo.tasks.base import Task
 from zoo.tokenizer import Tokenizer
 
@@ -22,12 +26,43 @@ Window = tuple[Tensor, Tensor]
 """(inputs, targets): token ids of shape (T, B)."""
 
 
+class Outputs(NamedTuple):
+    """What a window of T steps and B columns gives."""
+
+    logits: Tensor
+    """(T, B, vocab_size); of a mixture of softmaxes, its log-probabilities."""
+
+    hidden: Tensor
+    """(T, B, D), the last layer's outputs as they come."""
+
+    dropped: Tensor
+    """(T, B, D), the same as the softmax sees them."""
+
+    state: State
+
+
 class LanguageModel(Task):
     """Predicts the next token; trained by truncated back-propagation through time.
 
+    A subclass says how tokens become the last layer's outputs (`encode`) and sets `output_dropout` and `softmax`, which
+    make logits of them.
+
     The state starts at zero with each epoch and is carried, detached, from window to window. Losses are logged in nats per
-    token, metrics as perplexity per word or bits per character, by the tokenizer's level.
+    token, metrics as perplexity per word or bits per character, by the tokenizer's level. Validation during a fit sees the
+    averages of an optimiser that keeps them (`zoo.optim.NTASGD`).
     """
+
+    output_dropout: SequenceRegulariser
+    softmax: nn.Module
+
+    sums_steps = False
+    """Whether the loss is the mean over the batch of the sum over the steps, in the place of the mean over both."""
+
+    bptt: int | None = None
+    """Where it is set, the learning rate is for windows of so many steps, and scales with a window's length."""
+
+    evaluation: Evaluation = Plain()
+    """How the validation and test texts are scored."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -37,12 +72,26 @@ class LanguageModel(Task):
         self.tokenizer: Tokenizer | None = None
         self.measured: dict[str, tuple[float, int]] = {}
         """By split, the metric of the last evaluation and the number of predictions it is of."""
+        self.penalties = nn.ModuleList()
+        """Each a `Penalty` on the last layer's outputs, added to the training loss."""
         self._carried: State = None
-        self._evaluated: State = None
+        self._scorer: Scorer | None = None
+        self._steps = 1
 
     @abstractmethod
+    def encode(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Token ids (T, B) and a state (None: zeros) -> the last layer's outputs (T, B, D), state."""
+
+    def run(self, tokens: Tensor, state: State = None) -> Outputs:
+        """`encode`, and what the softmax makes of it."""
+        hidden, state = self.encode(tokens, state)
+        dropped = self.output_dropout(hidden)
+        return Outputs(self.softmax(dropped), hidden, dropped, state)
+
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Token ids (T, B) and a state (None: zeros) -> logits (T, B, vocab_size), state."""
+        outputs = self.run(tokens, state)
+        return outputs.logits, outputs.state
 
     @property
     def metric_unit(self) -> str:
@@ -51,11 +100,25 @@ class LanguageModel(Task):
 
     def objective(self, nll: Tensor) -> Tensor:
         """The scalar to descend, from the negative log-likelihoods (T, B) of a window."""
-        return nll.mean()
+        return nll.sum(0).mean() if self.sums_steps else nll.mean()
 
-    def score(self, text: str) -> Score:
+    def loss(self, window: Window, state: State) -> tuple[Tensor, Tensor, State]:
+        """The scalar to descend, the negative log-likelihoods (T, B) to report, and the state to carry on."""
+        inputs, targets = window
+        outputs = self.run(inputs, state)
+        nll = token_nll(outputs.logits, targets)
+        return self.objective(nll) + self.penalty(outputs), nll, outputs.state
+
+    def penalty(self, outputs: Outputs) -> Tensor:
+        """The sum of the penalties, 0 without any."""
+        total = outputs.hidden.new_zeros(())
+        for penalty in cast("list[Penalty]", self.penalties):
+            total = total + penalty(outputs.dropped if penalty.of_dropped else outputs.hidden)
+        return total
+
+    def score(self, text: str, evaluation: Evaluation | None = None) -> Score:
         """How well the model predicts `text`, token by token (`zoo.score.score`)."""
-        return score(self, text)
+        return score(self, text, evaluation or self.evaluation)
 
     def generate(
         self,
@@ -90,18 +153,47 @@ class LanguageModel(Task):
             self.add_module(f"{split}_metric", metric())
 
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:
-        inputs, targets = batch
         # Not in on_train_epoch_start, which Lightning leaves out when it resumes.
         if batch_idx == 0:
             self._carried = None
-        logits, state = self(inputs, self._carried)
+        loss, nll, state = self.loss(batch, self._carried)
         self._carried = apply_to_collection(state, Tensor, Tensor.detach)
-        nll = token_nll(logits, targets)
         self._metric("train").update(nll)
         self.log("train/loss", nll.detach().mean(), prog_bar=True, batch_size=1)
         if self.trainer.is_last_batch:
             self._report("train")
-        return self.objective(nll)
+        return loss
+
+    def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
+        self._steps = len(batch[0])
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Scales the learning rate by the window's length over `bptt`, for this update."""
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] *= self._steps / (self.bptt or self._steps)
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        finally:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def on_validation_start(self) -> None:
+        """Puts the optimiser's averages in the place of the weights."""
+        for optimizer in self._validated_optimizers():
+            optimizer.swap()
+
+    def on_validation_end(self) -> None:
+        """Puts the weights back, and tells the optimiser how the text was predicted: callbacks still saw the averages."""
+        for optimizer in self._validated_optimizers():
+            optimizer.swap()
+            if not self.trainer.sanity_checking and optimizer.observe(self.measured["validation"][0]):
+                self.trainer.should_stop = True
+
+    def _validated_optimizers(self) -> list[ValidatedSGD]:
+        return [optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, ValidatedSGD)]
 
     def validation_step(self, batch: Window, batch_idx: int) -> None:
         self._evaluate("validation", batch, batch_idx)
@@ -130,17 +222,17 @@ class LanguageModel(Task):
     def _nll(self, batch: Window, batch_idx: int) -> Tensor:
         inputs, targets = batch
         if batch_idx == 0:
-            self._evaluated = None
+            self._scorer = self.evaluation.begin(self)
         if targets.numel() == 0:  # one stream under several processes: the others hold no column of it
             return torch.zeros(targets.shape, device=self.device)
-        logits, self._evaluated = self(inputs, self._evaluated)
-        return token_nll(logits, targets)
+        assert self._scorer is not None
+        return self._scorer(inputs, targets)
 
     def _evaluate(self, split: str, batch: Window, batch_idx: int) -> None:
         self._metric(split).update(self._nll(batch, batch_idx))
 
     def _finish(self, split: str) -> None:
-        self._evaluated = None
+        self._scorer = None
         self._report(split)
 
     def _report(self, split: str) -> None:

@@ -1,0 +1,56 @@
+"""Softmaxes: from a layer's outputs to the logits of every token."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, log_softmax
+
+from zoo.regularisers import LockedDropout
+
+
+class TiedSoftmax(nn.Module):
+    """A softmax whose matrix is that of the embedding, without its noise, and whose bias is its own, zero at first.
+
+        logits = E d + b        E (V, D) the embedding
+
+    (T, B, D) -> (T, B, V). The matrix stays the embedding's parameter and counts once. Inan, Khosravi and Socher 2017,
+    "Tying word vectors and word classifiers", arXiv 1611.01462; Press and Wolf 2017, arXiv 1608.05859.
+    """
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple, which does not register it a second time
+        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
+
+    @property
+    def weight(self) -> Tensor:
+        """The embedding's matrix."""
+        return self._embedding[0].weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return linear(hidden, self.weight, self.bias)
+
+
+class MixtureOfSoftmaxes(nn.Module):
+    """A mixture of softmaxes over one embedding, which lifts the rank of the matrix of log-probabilities above D.
+
+        p = sum over k of pi_k softmax(E m * tanh(L_k d) + b)        pi = softmax(P d)
+
+    m is a locked dropout of the latent vectors. E is the embedding's matrix, without its noise; P has no bias. In logarithms
+    throughout, where the authors' code takes log(p + 1e-8). Yang, Dai, Salakhutdinov and Cohen 2018, "Breaking the softmax
+    bottleneck: a high-rank RNN language model", arXiv 1711.03953, section 2.3.
+
+    (T, B, hidden_size) -> log p, (T, B, V), which serve as logits.
+    """
+
+    def __init__(self, embedding: nn.Embedding, hidden_size: int, softmaxes: int, latent_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.size = embedding.embedding_dim
+        self.prior = nn.Linear(hidden_size, softmaxes, bias=False)
+        self.latent = nn.Linear(hidden_size, softmaxes * self.size)
+        self.latent_dropout = LockedDropout(latent_dropout)
+        self.softmax = TiedSoftmax(embedding)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        latent = self.latent_dropout(self.latent(hidden).tanh()).unflatten(-1, (-1, self.size))
+        prior = log_softmax(self.prior(hidden), -1).unsqueeze(-1)
+        return (prior + log_softmax(self.softmax(latent), -1)).logsumexp(-2)

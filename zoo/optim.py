@@ -1,0 +1,384 @@
+"""Optimisers and schedules that torch lacks, and how a recipe names them."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import accumulate
+from typing import Any, overload
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
+
+from zoo.errors import UserError
+
+
+class ValidatedSGD(Optimizer):
+    """SGD, without momentum, that learns after every validation how the text was predicted.
+
+        p <- p - lr (g + weight_decay p)
+
+    All that it decides by lies in its `state_dict`, so that a resumed run decides alike.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
+        for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} is {value}; it must be finite and 0 or more")
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.history: list[float] = []
+        """What the validations gave, those that the rule still looks at."""
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            if group["weight_decay"]:
+                gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+            torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
+        return loss
+
+    @abstractmethod
+    def observe(self, value: float) -> bool:
+        """Takes a validation's loss, or what rises with it; True where the training has come to its end."""
+
+    def swap(self) -> None:
+        """Exchanges the weights and what validation is to see in their place; a second call undoes the first."""
+
+    _own: tuple[str, ...] = ("history",)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "validated": {name: getattr(self, name) for name in self._own}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for name, value in state_dict["validated"].items():
+            setattr(self, name, list(value) if isinstance(value, list) else value)
+
+
+class NTASGD(ValidatedSGD):
+    """SGD that begins to average its iterates when validation stops improving: non-monotonically triggered ASGD.
+
+        p(k) = p(k-1) - lr (g + weight_decay p(k-1))
+        a(1) = p(1), a(k) = a(k-1) + (p(k) - a(k-1)) / max(1, k - 1)        k counts from the trigger
+
+    so that a(k) is the mean of p(2) to p(k). The trigger is the authors' code's: after a validation worse than the best of
+    all but the `non_monotone` latest before it (the paper's algorithm 1 lets the latest ones count; its authors call that a
+    typo). Validation sees the averages (`swap`), the training goes on with the weights.
+
+    With `fine_tuning` it averages from the first update on, and the same rule ends the training.
+
+    The averages are torch.optim.ASGD's with t0 = 0 and lambd = 0, but that one steps with the learning rate of the update
+    before. Merity, Keskar and Socher 2018, "Regularizing and optimizing LSTM language models", arXiv 1708.02182,
+    section 3; https://github.com/salesforce/awd-lstm-lm, main.py and finetune.py.
+    """
+
+    _own = ("history", "averaged", "swapped")
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        non_monotone: int = 5,
+        fine_tuning: bool = False,
+    ) -> None:
+        if non_monotone < 1:
+            raise UserError(f"non_monotone is {non_monotone}; it must be 1 or more")
+        super().__init__(params, lr, weight_decay)
+        self.non_monotone, self.fine_tuning = non_monotone, fine_tuning
+        self.averaged: int | None = 0 if fine_tuning else None
+        """Updates since the averaging began; None before."""
+        self.swapped = False
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        if self.swapped:
+            raise RuntimeError("the averages stand in the place of the weights: swap before the next step")
+        loss = super().step(closure)
+        if self.averaged is None:
+            return loss
+        self.averaged += 1
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if self.averaged <= 2:
+            for parameter in parameters:
+                self.state[parameter]["average"] = parameter.detach().clone()
+        else:
+            averages = [self.state[p]["average"] for p in parameters]
+            torch._foreach_lerp_(averages, parameters, 1 / (self.averaged - 1))
+        return loss
+
+    def observe(self, value: float) -> bool:
+        if self.averaged is not None and not self.fine_tuning:
+            return False
+        earlier = self.history[: -self.non_monotone]
+        worse = bool(earlier) and value > min(earlier)
+        self.history.append(value)
+        if worse and self.averaged is None:
+            self.averaged = 0
+        return worse and self.fine_tuning
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        if not self.averaged:
+            return
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            average = self.state[parameter]["average"]
+            weights = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(weights)
+        self.swapped = not self.swapped
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken; one taken while the averages stood in the weights' place is put right.
+
+        The weights must be loaded first.
+        """
+        super().load_state_dict(state_dict)
+        if self.swapped:
+            self.swap()
+
+
+class PlateauSGD(ValidatedSGD):
+    """SGD whose rate is divided by `decay` when validation has not improved for more than `patience` validations.
+
+    With `reload_best` the weights of the best validation come back at that moment. The training ends when the rate falls
+    below `least`.
+    """
+
+    _own = ("history", "failures")
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        decay: float = 3.0,
+        patience: int = 0,
+        least: float = 0.0,
+        reload_best: bool = False,
+    ) -> None:
+        if decay <= 1:
+            raise UserError(f"decay is {decay}; it must be above 1")
+        if patience < 0:
+            raise UserError(f"patience is {patience}; it must be 0 or more")
+        super().__init__(params, lr, weight_decay)
+        self.decay, self.patience, self.least, self.reload_best = decay, patience, least, reload_best
+        self.failures = 0
+        """Validations since the last that was better than all before it, or since the rate last fell."""
+
+    @torch.no_grad()
+    def observe(self, value: float) -> bool:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if not self.history or value < self.history[0]:
+            self.history, self.failures = [value], 0
+            if self.reload_best:
+                for parameter in parameters:
+                    self.state[parameter]["best"] = parameter.detach().clone()
+            return False
+        self.failures += 1
+        if self.failures > self.patience:
+            self.failures = 0
+            for group in self.param_groups:
+                group["lr"] /= self.decay
+            if self.reload_best:
+                for parameter in parameters:
+                    parameter.copy_(self.state[parameter]["best"])
+        return any(group["lr"] < self.least for group in self.param_groups)
+
+
+class OneCycle(LRScheduler):
+    """Up, flat, down, and a last anneal: the learning rate and the momentum (Adam's beta_1) over a whole run.
+
+        rate        max / div -> max      max          max -> max / div      max / div -> 0
+                    linear                constant     linear                half a cosine
+        momentum    high -> low           low          low -> high           high
+
+    `updates` are those of the four phases. Smith 2018, "A disciplined approach to neural network hyper-parameters", arXiv
+    1803.09820, in the form of https://github.com/sgugger/Adam-experiments, utils.py.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rate: float,
+        updates: tuple[int, int, int, int],
+        div: float = 10.0,
+        momentum: tuple[float, float] = (0.8, 0.7),
+    ) -> None:
+        self.rate, self.div, self.momentum = rate, div, momentum
+        self.ends = list(accumulate(updates))
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        rate, momentum = self.at(self.last_epoch)
+        for group in self.optimizer.param_groups:
+            group["betas"] = (momentum, *group["betas"][1:])
+        return [rate] * len(self.optimizer.param_groups)
+
+    def at(self, update: int) -> tuple[float, float]:
+        """The rate and the momentum after so many updates."""
+        low, high = self.rate / self.div, self.rate
+        most, least = self.momentum
+        starts = [0, *self.ends]
+        phase = next((phase for phase, end in enumerate(self.ends) if update < end), None)
+        if phase is None:
+            return 0.0, most
+        done = (update - starts[phase]) / (self.ends[phase] - starts[phase])
+        return (
+            (low + (high - low) * done, most + (least - most) * done),
+            (high, least),
+            (high + (low - high) * done, least + (most - least) * done),
+            (low * (1 + math.cos(math.pi * done)) / 2, most),
+        )[phase]
+
+
+class Optimization(ABC):
+    """How a model's weights descend: the optimiser and its schedule, as a recipe names them."""
+
+    keeps_best = False
+    """Whether the model of the best validation is kept, in the place of the last one."""
+
+    fine_tuning = False
+    """Whether it goes on from a finished model."""
+
+    @abstractmethod
+    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
+        """What `configure_optimizers` of such a model returns."""
+
+
+class NonMonotonicSGD(Optimization):
+    """`NTASGD`; the best model is kept, averages and all."""
+
+    keeps_best = True
+
+    def __init__(
+        self,
+        learning_rate: float = 30.0,
+        weight_decay: float = 1.2e-6,
+        non_monotone: int = 5,
+        fine_tuning: bool = False,
+    ) -> None:
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.non_monotone, self.fine_tuning = non_monotone, fine_tuning
+
+    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
+        return NTASGD(model.parameters(), self.learning_rate, self.weight_decay, self.non_monotone, self.fine_tuning)
+
+
+class ReduceOnPlateauSGD(Optimization):
+    """`PlateauSGD`; the best model is kept."""
+
+    keeps_best = True
+
+    def __init__(
+        self,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        decay: float = 3.0,
+        patience: int = 0,
+        least: float = 0.0,
+        reload_best: bool = False,
+    ) -> None:
+        self._optimizer = partial(
+            PlateauSGD,
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            decay=decay,
+            patience=patience,
+            least=least,
+            reload_best=reload_best,
+        )
+
+    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
+        return self._optimizer(model.parameters())
+
+
+class DecayedSGD(Optimization):
+    """SGD at a constant rate for `constant_epochs` epochs and one more, divided by `decay` in each later one.
+
+    Where Zaremba et al. 2014 (section 4.1) write "after 6 epochs we decrease it", their code trains one more epoch at the
+    full rate (main.lua tests epoch > 6 at an epoch's end). After each update the weights shrink by `shrinkage` of
+    themselves, whatever the rate: the weight decay of Gal and Ghahramani's code. The last model is kept.
+    """
+
+    def __init__(self, learning_rate: float, constant_epochs: int, decay: float, shrinkage: float = 0.0) -> None:
+        self.learning_rate, self.constant_epochs, self.decay = learning_rate, constant_epochs, decay
+        self.shrinkage = shrinkage
+
+    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
+        optimizer = SGD(model.parameters(), lr=self.learning_rate)
+        if self.shrinkage:
+            optimizer.register_step_post_hook(self._shrink)
+        schedule = LambdaLR(optimizer, lambda epoch: self.decay ** -max(0, epoch - self.constant_epochs))
+        return [optimizer], [schedule]
+
+    @torch.no_grad()
+    def _shrink(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            torch._foreach_mul_(group["params"], 1 - self.shrinkage)
+
+
+class StepAdam(Optimization):
+    """Adam whose rate is divided by `decay` after each of the epochs `milestones`; the best model is kept."""
+
+    keeps_best = True
+
+    def __init__(
+        self, learning_rate: float, milestones: list[int], weight_decay: float = 1.2e-6, decay: float = 10.0
+    ) -> None:
+        self.learning_rate, self.milestones = learning_rate, milestones
+        self.weight_decay, self.decay = weight_decay, decay
+
+    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
+        optimizer = Adam(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        return [optimizer], [MultiStepLR(optimizer, self.milestones, 1 / self.decay)]
+
+
+class OneCycleAdam(Optimization):
+    """Adam along `OneCycle`, whose four phases last `epochs`; the last model is kept."""
+
+    def __init__(
+        self,
+        learning_rate: float,
+        epochs: tuple[float, float, float, float],
+        weight_decay: float = 1.2e-6,
+        beta_2: float = 0.99,
+        div: float = 10.0,
+        momentum: tuple[float, float] = (0.8, 0.7),
+    ) -> None:
+        self.learning_rate, self.epochs, self.weight_decay = learning_rate, epochs, weight_decay
+        self.beta_2, self.div, self.momentum = beta_2, div, momentum
+
+    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
+        optimizer = Adam(
+            model.parameters(),
+            lr=self.learning_rate,
+            betas=(self.momentum[0], self.beta_2),
+            weight_decay=self.weight_decay,
+        )
+        # Not the trainer's own estimate: that loads the data before a resumed run has its position.
+        data: Any = model.trainer
+        an_epoch = len(data.datamodule.train_dataloader())
+        first, second, third, fourth = (round(epochs * an_epoch) for epochs in self.epochs)
+        schedule = OneCycle(optimizer, self.learning_rate, (first, second, third, fourth), self.div, self.momentum)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
