@@ -51,12 +51,24 @@ def quiet_trainer(**options: Any) -> Trainer:
 
 @pytest.fixture(scope="session")
 def data_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Penn Treebank's files as on the Hub, with other text in them."""
+    """The files of Penn Treebank and WikiText-2 as on the Hub, with other text in them."""
     root = tmp_path_factory.mktemp("datasets")
+    wikitext = root / "Salesforce" / "wikitext" / "wikitext-2-v1"
+    wikitext.mkdir(parents=True)
+    (wikitext.parent / "README.md").write_text(
+        "---\nconfigs:\n- config_name: wikitext-2-v1\n  data_files:\n"
+        + "".join(
+            f"  - {{split: {split}, path: wikitext-2-v1/{split}-*}}\n" for split in ("train", "validation", "test")
+        )
+        + "---\n"
+    )
     for seed, (split, count) in enumerate({"train": 600, "validation": 60, "test": 70}.items()):
         folder = root / "ptb-text-only" / "ptb_text_only" / "penn_treebank" / split
         folder.mkdir(parents=True)
-        pq.write_table(pa.table({"sentence": sentences(count, seed)}), folder / "0000.parquet")
+        lines = sentences(count, seed)
+        pq.write_table(pa.table({"sentence": lines}), folder / "0000.parquet")
+        text = [f" {line} \n" for line in lines]
+        pq.write_table(pa.table({"text": text}), wikitext / f"{split}-00000-of-00001.parquet")
     return root
 
 

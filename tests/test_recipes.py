@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+import datamodules
 import zoo
 from datamodules import PennTreebank
 from tests.conftest import ROOT
@@ -16,11 +17,34 @@ from zoo.files import has_weights
 
 RECIPES = sorted(file.parent for file in (ROOT / "checkpoints").glob("*/config.yaml"))
 PARAMETERS = {
+    "awd-lstm-char-ptb": 13_787_650,
+    "awd-lstm-mos-ptb": 21_500_620,
+    "awd-lstm-ptb": 24_221_600,
+    "awd-lstm-ptb-1cycle": 24_221_600,
+    "awd-lstm-wikitext2": 33_556_078,
+    "awd-lstm-wikitext2-1cycle": 33_556_078,
+    "fraternal-awd-lstm-ptb": 24_221_600,
+    "fraternal-lstm-ptb": 9_997_440,
+    "lstm-large-ptb": 66_034_000,
+    "lstm-medium-ptb": 19_780_400,
+    "recurrent-dropout-gru-ptb": 5_524_752,
+    "recurrent-dropout-ptb": 5_656_336,
+    "rnndrop-ptb": 5_656_336,
+    "variational-large-ptb": 66_034_000,
+    "variational-medium-ptb": 19_780_400,
+    "variational-untied-large-ptb": 66_034_000,
+    "variational-untied-medium-ptb": 19_780_400,
     "zaremba-small-ptb": 4_653_200,
     "zaremba-medium-ptb": 19_780_400,
     "zaremba-large-ptb": 66_034_000,
 }
-SMALL = {"hidden_size": 8, "batch_size": 20, "bptt": 10}
+SMALL = {
+    **dict.fromkeys(("hidden_size", "embedding_size", "output_size"), 8),
+    "softmaxes": 3,
+    "batch_size": 20,
+    "bptt": 10,
+    "max_bptt": 15,
+}
 EVERY_STEP = "--trainer.log_every_n_steps=1"
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda folder: folder.name)
@@ -28,6 +52,15 @@ each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda folder: fold
 
 def test_every_recipe_has_its_parameter_count_here():
     assert PARAMETERS.keys() == {folder.name for folder in RECIPES}
+
+
+def small_options(section, arguments, sizes):
+    """The command-line options that give a section, and the models within it, these sizes."""
+    for name, value in arguments.items():
+        if isinstance(value, dict):
+            yield from small_options(f"{section}.{name}.init_args", value["init_args"], sizes)
+        elif name in sizes and value is not None:
+            yield f"--{section}.{name}={sizes[name]}"
 
 
 @each_recipe
@@ -42,13 +75,13 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
     sections = yaml.safe_load((recipe / "config.yaml").read_text())
-    level = sections["data"]["init_args"].get("level", "word")
-    sizes = SMALL | {"vocab_size": PennTreebank(level=level).tokenizer.vocab_size}
+    data = getattr(datamodules, sections["data"]["class_path"].split(".")[-1])
+    level = {"level": "character"} if sections["data"]["init_args"].get("level") == "character" else {}
+    sizes = SMALL | {"vocab_size": data(**level).tokenizer.vocab_size}
     options = [
-        f"--{section}.init_args.{name}={size}"
+        option
         for section in ("model", "data")
-        for name, size in sizes.items()
-        if name in sections[section]["init_args"]
+        for option in small_options(f"{section}.init_args", sections[section]["init_args"], sizes)
     ]
     main(["fit", recipe.name, *options, "--trainer.max_epochs=1", EVERY_STEP])
     run = Path("logs") / recipe.name / "version_0"

@@ -168,7 +168,8 @@ def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
 def _body(name: str, card: Card, measured: Measured | None) -> str:
     paragraphs = [f"# {name}", f"{card.title}."] if card.title else [f"# {name}"]
     if card.paper:
-        paragraphs.append(f"Paper: {card.paper}, [arXiv {card.arxiv}]({ARXIV}{card.arxiv}).")
+        link = f", [arXiv {card.arxiv}]({ARXIV}{card.arxiv})" if card.arxiv else ""
+        paragraphs.append(f"Paper: {card.paper}{link}.")
     if measured is None:
         paragraphs.append("**A recipe without weights: not trained yet.**")
     elif not measured.finished:

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from zoo.errors import UserError
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 class ValidatedSGD(Optimizer):
     """SGD, without momentum, that learns after every validation how the text was predicted.
@@ -47,7 +49,7 @@ class ValidatedSGD(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            gradients = [p.grad for p in parameters]
+            gradients: Tensors = [p.grad for p in parameters if p.grad is not None]
             if group["weight_decay"]:
                 gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
             torch._foreach_add_(parameters, gradients, alpha=-group["lr"])

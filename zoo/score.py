@@ -31,10 +31,10 @@ class Evaluation(ABC):
     training_windows: tuple[int, int] | None = None
     """The columns and steps of the windows of the training text that `prepare` wants to see; None where it wants none."""
 
-    def prepare(self, model: "LanguageModel", windows: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def prepare(self, model: "LanguageModel", windows: Iterable[tuple[Tensor, Tensor]]) -> None:  # noqa: B027
         """Learns what it needs from the training text; to be called once, where `training_windows` is not None."""
 
-    def check(self, predictions: int) -> None:
+    def check(self, predictions: int) -> None:  # noqa: B027
         """Raises `UserError` where a text of so many predictions does not fit."""
 
     @abstractmethod

@@ -1,3 +1,9 @@
 """The models, one file a paper."""
 
+from zoo.models.awd_lstm import AWDLSTM as AWDLSTM
+from zoo.models.fraternal import FraternalLSTM as FraternalLSTM
+from zoo.models.recurrent import RecurrentLanguageModel as RecurrentLanguageModel
+from zoo.models.recurrent_dropout import RecurrentDropoutLSTM as RecurrentDropoutLSTM
+from zoo.models.recurrent_dropout import RNNDrop as RNNDrop
+from zoo.models.variational import VariationalLSTM as VariationalLSTM
 from zoo.models.zaremba import Zaremba as Zaremba

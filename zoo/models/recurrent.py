@@ -1,4 +1,4 @@
-"""What most of the papers' language models are made of: an embedding, recurrent layers, a softmax, and noise in its slots."""
+"""What most of the papers' language models are made of: embedding, recurrent layers, softmax, and noise in its slots."""
 
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class RecurrentLanguageModel(LanguageModel):
         self.embedding_dropout = embedding_dropout or EmbeddingDropout(0.0)
         self.input_dropout = input_dropout or LockedDropout(0.0)
         self.layers = nn.ModuleList(
-            _LAYERS[cell](width, size, state_noise=state_noise, weight_noise=weight_noise)
+            self._layer(cell, width, size, state_noise, weight_noise)
             for width, size in zip([embedding_size, *hidden_sizes], hidden_sizes, strict=False)
         )
         self.hidden_dropout = hidden_dropout or LockedDropout(0.0)
@@ -85,6 +85,11 @@ class RecurrentLanguageModel(LanguageModel):
         else:
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -init_range, init_range)
+
+    def _layer(
+        self, cell: Cell, width: int, size: int, state_noise: StateNoise, weight_noise: WeightRegulariser | None
+    ) -> Recurrent:
+        return _LAYERS[cell](width, size, state_noise=state_noise, weight_noise=weight_noise)
 
     def encode(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         sequence = self.input_dropout(self.embedding_dropout(self.embedding, tokens))

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -168,7 +170,11 @@ class LanguageModel(Task):
         self._steps = len(batch[0])
 
     def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Scales the learning rate by the window's length over `bptt`, for this update."""
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -193,6 +199,8 @@ class LanguageModel(Task):
                 self.trainer.should_stop = True
 
     def _validated_optimizers(self) -> list[ValidatedSGD]:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return []  # the trainer still has the last fit's
         return [optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, ValidatedSGD)]
 
     def validation_step(self, batch: Window, batch_idx: int) -> None:

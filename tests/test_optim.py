@@ -1,0 +1,229 @@
+"""The optimisers that validation steers, against their definitions written out in float64."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+
+from zoo.errors import UserError
+from zoo.optim import NTASGD, OneCycle, PlateauSGD
+
+
+def parameters(seed=0):
+    torch.manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(3, 4, dtype=torch.float64)), torch.nn.Parameter(torch.randn(5).double())]
+
+
+def descend(optimizer, steps=1):
+    """Updates with gradients that depend on the weights; the iterates after each."""
+    iterates = []
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            for index, parameter in enumerate(group["params"]):
+                parameter.grad = torch.sin(parameter.detach() * (3 + index)) + 0.1
+        optimizer.step()
+        iterates.append([p.detach().clone() for group in optimizer.param_groups for p in group["params"]])
+    return iterates
+
+
+def observe(optimizer, values):
+    """After which of the validations the averaging had begun."""
+    begun = []
+    for value in values:
+        optimizer.observe(value)
+        begun.append(optimizer.averaged is not None)
+    return begun
+
+
+class TestTheTrigger:
+    @pytest.mark.parametrize(
+        ("values", "first"),
+        [
+            ([9, 8, 7, 6, 5, 4, 3, 2, 1], None),
+            # Worse than the best of all but the latest five: not before the seventh validation.
+            ([1, 2, 2, 2, 2, 2, 2, 2], 7),
+            ([1, 2, 2, 2, 2, 2], None),
+            # A plateau below the early values does not trigger, nor does a value above its neighbours.
+            ([9, 8, 7, 5, 5, 5, 5, 5, 5], None),
+            ([9, 8, 7, 6, 5, 4, 6.5, 4, 4], None),
+            # A jump above what came long ago does.
+            ([9, 8, 7, 6, 5, 4, 3, 8.5, 4], 8),
+            ([9, 8, 3, 6, 5, 4, 4, 4, 4], 9),
+            # As good as the best is not worse.
+            ([1, 2, 2, 2, 2, 2, 1, 1, 1], None),
+        ],
+    )
+    def test_by_hand(self, values, first):
+        optimizer = NTASGD(parameters(), lr=0.1, non_monotone=5)
+        begun = observe(optimizer, values)
+        assert begun.index(True) + 1 == first if first else not any(begun)
+
+    def test_like_the_authors_code(self):
+        """main.py, line by line: len(history) > n and value > min(history[:-n]), then append."""
+        draw = torch.Generator().manual_seed(0)
+        for _ in range(200):
+            n = int(torch.randint(1, 7, (), generator=draw))
+            values = (torch.rand(20, generator=draw) + torch.linspace(1, 0, 20)).tolist()
+            history, expected, switched = [], [], False
+            for value in values:
+                if not switched:
+                    switched = len(history) > n and value > min(history[:-n])
+                    history.append(value)
+                expected.append(switched)
+            assert observe(NTASGD(parameters(), lr=0.1, non_monotone=n), values) == expected
+
+    def test_in_fine_tuning_it_ends_the_training(self):
+        optimizer = NTASGD(parameters(), lr=0.1, non_monotone=2, fine_tuning=True)
+        assert [optimizer.observe(value) for value in (3, 2, 2.5, 1, 3)] == [False, False, False, False, True]
+
+    def test_else_it_never_ends_it(self):
+        optimizer = NTASGD(parameters(), lr=0.1, non_monotone=1)
+        assert not any(optimizer.observe(value) for value in (1, 2, 3, 4, 5))
+
+
+class TestTheAverages:
+    def test_are_the_mean_of_the_iterates_since_the_trigger(self):
+        weights = parameters()
+        optimizer = NTASGD(weights, lr=0.1, weight_decay=0.01, non_monotone=1)
+        descend(optimizer, 3)
+        observe(optimizer, [1, 2, 3])
+        iterates = descend(optimizer, 7)
+        for index, weight in enumerate(weights):
+            mean = torch.stack([iterate[index] for iterate in iterates[1:]]).mean(0)
+            torch.testing.assert_close(optimizer.state[weight]["average"], mean, rtol=1e-12, atol=1e-12)
+            assert torch.equal(weight, iterates[-1][index])
+
+    def test_are_torchs_where_the_rate_is_constant(self):
+        ours, theirs = parameters(), parameters()
+        optimizer = NTASGD(ours, lr=0.1, weight_decay=0.01, fine_tuning=True)
+        reference = torch.optim.ASGD(theirs, lr=0.1, lambd=0, t0=0, weight_decay=0.01)
+        descend(optimizer, 6), descend(reference, 6)
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(
+                optimizer.state[mine]["average"], reference.state[other]["ax"], rtol=1e-6, atol=1e-6
+            )
+
+    def test_before_the_trigger_it_is_torchs_sgd(self):
+        ours, theirs = parameters(), parameters()
+        descend(NTASGD(ours, lr=0.1, weight_decay=0.01), 4)
+        descend(torch.optim.SGD(theirs, lr=0.1, weight_decay=0.01), 4)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    def test_swap_shows_them_and_gives_the_weights_back(self):
+        weights = parameters()
+        optimizer = NTASGD(weights, lr=0.1, fine_tuning=True)
+        descend(optimizer, 5)
+        raw, averages = [w.detach().clone() for w in weights], [optimizer.state[w]["average"].clone() for w in weights]
+        optimizer.swap()
+        assert all(torch.equal(w, a) for w, a in zip(weights, averages, strict=True))
+        with pytest.raises(RuntimeError, match="swap before"):
+            optimizer.step()
+        optimizer.swap()
+        assert all(torch.equal(w, r) for w, r in zip(weights, raw, strict=True))
+
+    def test_without_averages_swap_does_nothing(self):
+        weights = parameters()
+        before = [w.detach().clone() for w in weights]
+        NTASGD(weights, lr=0.1).swap()
+        assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
+
+
+def resumed(make, weights, optimizer):
+    """Weights and optimiser as a new process has them after loading."""
+    fresh = [torch.nn.Parameter(w.detach().clone()) for w in weights]
+    new = make(fresh)
+    new.load_state_dict(deepcopy(optimizer.state_dict()))
+    return fresh, new
+
+
+@pytest.mark.parametrize("validations", [1, 4])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_ntasgd_goes_on_from_its_state(validations, swapped):
+    def make(weights):
+        return NTASGD(weights, lr=0.1, weight_decay=0.01, non_monotone=2)
+
+    weights = parameters()
+    optimizer = make(weights)
+    values = iter([1, 2, 3, 4, 5, 6, 7])
+    for _ in range(validations):
+        descend(optimizer, 3)
+        optimizer.observe(next(values))
+    descend(optimizer, 3)
+    if swapped:
+        optimizer.swap()
+    fresh, new = resumed(make, weights, optimizer)
+    if swapped:
+        optimizer.swap()
+    for value in values:
+        descend(optimizer, 3), descend(new, 3)
+        optimizer.observe(value), new.observe(value)
+    assert new.history == optimizer.history
+    assert new.averaged == optimizer.averaged
+    for old, again in zip(weights, fresh, strict=True):
+        assert torch.equal(old, again)
+        assert torch.equal(optimizer.state[old]["average"], new.state[again]["average"])
+
+
+class TestPlateau:
+    def test_the_rate_falls_after_more_failures_than_its_patience(self):
+        optimizer = PlateauSGD(parameters(), lr=9.0, decay=3, patience=1, least=0.5)
+        rates, ends = [], []
+        for value in (5, 4, 4, 4, 3, 6, 3, 3, 3, 3):
+            ends.append(optimizer.observe(value))
+            rates.append(optimizer.param_groups[0]["lr"])
+        assert rates == pytest.approx([9, 9, 9, 3, 3, 3, 1, 1, 1 / 3, 1 / 3])
+        assert ends == [False] * 8 + [True] * 2
+
+    def test_without_patience_it_falls_whenever_validation_does_not_improve(self):
+        optimizer = PlateauSGD(parameters(), lr=1.0, decay=1.5)
+        for value in (5, 4, 4, 5):
+            optimizer.observe(value)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1 / 1.5**2)
+
+    def test_the_best_weights_come_back(self):
+        def make(weights):
+            return PlateauSGD(weights, lr=0.1, decay=2, reload_best=True)
+
+        weights = parameters()
+        optimizer = make(weights)
+        descend(optimizer, 2)
+        best = [w.detach().clone() for w in weights]
+        optimizer.observe(1.0)
+        descend(optimizer, 2)
+        fresh, new = resumed(make, weights, optimizer)
+        for some, rule in ((weights, optimizer), (fresh, new)):
+            rule.observe(2.0)
+            assert all(torch.equal(w, b) for w, b in zip(some, best, strict=True))
+            assert rule.param_groups[0]["lr"] == 0.05
+
+
+def test_one_cycle():
+    optimizer = torch.optim.Adam(parameters(), lr=1.0, betas=(0.8, 0.99))
+    schedule = OneCycle(optimizer, rate=1.0, updates=(4, 3, 2, 4), div=10, momentum=(0.8, 0.6))
+    rates, momenta = [], []
+    for _ in range(14):
+        rates.append(optimizer.param_groups[0]["lr"])
+        momenta.append(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        schedule.step()
+    anneal = [0.1 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert rates == pytest.approx([0.1, 0.325, 0.55, 0.775, 1, 1, 1, 1, 0.55, *anneal, 0])
+    assert momenta == pytest.approx([0.8, 0.75, 0.7, 0.65, 0.6, 0.6, 0.6, 0.6, 0.7, 0.8, 0.8, 0.8, 0.8, 0.8])
+    assert optimizer.param_groups[0]["betas"][1] == 0.99
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda p: NTASGD(p, lr=-1), "lr"),
+        (lambda p: NTASGD(p, lr=1, weight_decay=math.nan), "weight_decay"),
+        (lambda p: NTASGD(p, lr=1, non_monotone=0), "non_monotone"),
+        (lambda p: PlateauSGD(p, lr=1, decay=1), "decay"),
+        (lambda p: PlateauSGD(p, lr=1, patience=-1), "patience"),
+    ],
+)
+def test_bad_arguments_are_named(make, name):
+    with pytest.raises(UserError, match=f"{name} is"):
+        make(parameters())

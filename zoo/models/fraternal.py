@@ -1,0 +1,79 @@
+"""Fraternal Dropout.
+
+Zolna, Arpit, Suhubdy and Bengio 2018, https://arxiv.org/abs/1711.00066; the authors' code:
+https://github.com/kondiz/fraternal-dropout
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.metrics import token_nll
+from zoo.tasks import LanguageModel
+from zoo.tasks.language import Outputs, State, Window
+
+
+class FraternalLSTM(LanguageModel):
+    """Any language model, trained to predict alike under two draws of its dropout.
+
+        L = (L_1 + L_2) / 2 + kappa * mean of (logits_1 - logits_2)**2        over steps, batch and vocabulary
+
+    Both passes start from the same state; that of the first is carried on (equations 1 to 3). `variant`:
+
+    - "fraternal": both passes with masks of their own, both losses.
+    - "pi": the Pi-model; the second pass with masks of its own, the loss of the first alone (section 5).
+    - "expectation_linear": the second pass without dropout, the loss of the first alone (section 3); the gradient flows
+      through both passes, as in the authors' code.
+
+    Loss, optimiser, clip and penalties are those of the `model`; of the penalties each pass has its own. In training the
+    carried state is zeroed before a window with probability `forget`. The second pass doubles the time of an update. Of a
+    mixture of softmaxes the log-probabilities stand for the logits.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        kappa: float = 0.15,
+        variant: Literal["fraternal", "pi", "expectation_linear"] = "fraternal",
+        forget: float = 0.0,
+    ) -> None:
+        super().__init__(model.vocab_size)
+        if not 0 <= kappa < math.inf:
+            raise UserError(f"kappa is {kappa}; it must be finite and 0 or more")
+        if not 0 <= forget <= 1:
+            raise UserError(f"forget is {forget}; a probability lies in [0, 1]")
+        if variant not in ("fraternal", "pi", "expectation_linear"):
+            raise UserError(f"variant is {variant!r}; it must be 'fraternal', 'pi' or 'expectation_linear'")
+        self.model, self.kappa, self.variant, self.forget = model, kappa, variant, forget
+        self.optimization, self.max_norm, self.bptt = model.optimization, model.max_norm, model.bptt
+
+    def encode(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
+        return self.model.encode(tokens, state)
+
+    def run(self, tokens: Tensor, state: State = None) -> Outputs:
+        return self.model.run(tokens, state)
+
+    def loss(self, window: Window, state: State) -> tuple[Tensor, Tensor, State]:
+        inputs, targets = window
+        if self.forget and torch.rand(()) < self.forget:
+            state = None
+        first = self.run(inputs, state)
+        nll = token_nll(first.logits, targets)
+        loss = self.model.objective(nll) + self.model.penalty(first)
+        second = self._second(inputs, state)
+        if self.variant == "fraternal":
+            other = self.model.objective(token_nll(second.logits, targets)) + self.model.penalty(second)
+            loss = (loss + other) / 2
+        return loss + self.kappa * (first.logits - second.logits).square().mean(), nll, first.state
+
+    def _second(self, inputs: Tensor, state: State) -> Outputs:
+        if self.variant != "expectation_linear":
+            return self.run(inputs, state)
+        self.model.eval()
+        try:
+            return self.run(inputs, state)
+        finally:
+            self.model.train(self.training)
