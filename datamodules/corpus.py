@@ -55,10 +55,12 @@ class Corpus(TextDataModule):
         batch_size: int = 20,
         bptt: int = 35,
         drop_last: bool = False,
+        random_bptt: bool = False,
+        max_bptt: int | None = None,
         root: str | None = None,
         tokenizer: str | None = None,
     ) -> None:
-        super().__init__(batch_size, bptt, drop_last, tokenizer)
+        super().__init__(batch_size, bptt, drop_last, random_bptt, max_bptt, tokenizer)
         self.level: Level = level
         self.normaliser: Normaliser = normaliser
         self.min_count, self.max_vocabulary = min_count, max_vocabulary

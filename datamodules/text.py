@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import torch
 from lightning import LightningDataModule
 
 from datamodules import token_file
-from datamodules.stream import Stream
+from datamodules.stream import SHORTEST, RandomWindows, Stream
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Ids, Tokenizer
 
@@ -24,15 +25,41 @@ class TextDataModule(LightningDataModule):
 
     Subclasses say where the text comes from (`text`), which tokens it has (`vocabulary`) and how they are told apart
     (`tokenizer_of`), and pass the rest.
+
+    `random_bptt` draws the length of each training window around `bptt`, anew in every epoch, at most `max_bptt`
+    (`datamodules.stream.RandomWindows`); `torch.initial_seed()`, which `seed_everything` sets, and the epoch decide them.
     `tokenizer` names a `tokenizer.json`, or a folder with one, to use in place of the vocabulary of the training text.
     """
 
-    def __init__(self, batch_size: int, bptt: int, drop_last: bool, tokenizer: str | None) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        bptt: int,
+        drop_last: bool,
+        random_bptt: bool,
+        max_bptt: int | None,
+        tokenizer: str | None,
+    ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "bptt": bptt}.items():
             if value < 1:
                 raise UserError(f"{name} is {value}; it must be 1 or more")
+        if random_bptt and drop_last:
+            raise UserError(
+                "drop_last and random_bptt are both true; windows of random length have no partial one to drop: leave out "
+                "one of the two"
+            )
+        if max_bptt is not None and not random_bptt:
+            raise UserError(
+                f"max_bptt is {max_bptt} and random_bptt is false; it caps windows of random length: set random_bptt to "
+                "true, or leave out max_bptt"
+            )
+        if max_bptt is not None and max_bptt < SHORTEST:
+            raise UserError(
+                f"max_bptt is {max_bptt}; it must be {SHORTEST} or more, the least length of a random window"
+            )
         self.batch_size, self.bptt, self.drop_last = batch_size, bptt, drop_last
+        self.random_bptt, self.max_bptt = random_bptt, max_bptt
         self.given_tokenizer = tokenizer is not None
         self._tokenizer: Tokenizer | None = None
         self._ids: dict[Split, Ids] = {}
@@ -91,13 +118,16 @@ class TextDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Opens the token files of the stage (fit, validate, test or predict)."""
+        if stage == "fit" and self.random_bptt and self.trainer:
+            # The number of windows changes from epoch to epoch; Lightning reads this attribute before each.
+            self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "validation"), "validate": ("validation",)}
         for split in splits.get(stage, ("test",)):
             self.ids(split)
 
     def train_dataloader(self) -> Stream:
-        """`batch_size` columns in windows of `bptt`."""
-        return self._stream("train", self.batch_size, self.bptt, self.drop_last)
+        """`batch_size` columns in windows of `bptt`, or of the random lengths of the trainer's epoch."""
+        return self._stream("train", self.batch_size, self.bptt, self.drop_last, self._windows())
 
     def val_dataloader(self) -> Stream:
         """The validation text as one stream."""
@@ -109,13 +139,25 @@ class TextDataModule(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def _stream(self, split: Split, batch_size: int, bptt: int, drop_last: bool) -> Stream:
+    def _windows(self) -> RandomWindows | None:
+        if not self.random_bptt:
+            return None
+        seed = torch.initial_seed()
+        if self.trainer is None:
+            return RandomWindows(seed, 0, self.max_bptt)
+        # Processes may be seeded apart, and must take equally many steps of equal length.
+        return RandomWindows(self.trainer.strategy.broadcast(seed), self.trainer.current_epoch, self.max_bptt)
+
+    def _stream(
+        self, split: Split, batch_size: int, bptt: int, drop_last: bool, random: RandomWindows | None = None
+    ) -> Stream:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return Stream(
             self.ids(split),
             batch_size,
             bptt,
             drop_last=drop_last,
+            random=random,
             rank=rank,
             world_size=world_size,
             name=f"{split} text",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.stream import Stream
+from datamodules.stream import RandomWindows, Stream
 from zoo.errors import UserError
 
 IDS = np.arange(103, dtype=np.uint8)
@@ -84,3 +84,115 @@ def test_a_text_too_short_says_both_numbers(batch_size, bptt, drop_last, needed)
 def test_another_stream_does_not_go_on_from_this_ones_place(other):
     with pytest.raises(UserError, match="the checkpoint stopped in a stream of"):
         other.load_state_dict(Stream(IDS, 4, 7).state_dict())
+
+
+def drawn_by_hand(seed, epoch, count):
+    draw = np.random.default_rng((seed, epoch))
+    lengths = []
+    for _ in range(count):
+        base = 70 if draw.random() < 0.95 else 35
+        lengths.append(max(5, int(draw.normal(base, 5))))
+    return lengths
+
+
+class TestRandomWindows:
+    def test_the_lengths_are_the_draws(self):
+        lengths = np.diff(RandomWindows(3, 2).bounds(70, 50_000)).tolist()
+        assert lengths[:-1] == drawn_by_hand(3, 2, len(lengths) - 1)
+        capped = np.diff(RandomWindows(3, 2, max_bptt=72).bounds(70, 50_000)).tolist()
+        assert capped[:-1] == [min(length, 72) for length in drawn_by_hand(3, 2, len(capped) - 1)]
+        assert max(lengths) > 80
+
+    def test_their_distribution(self):
+        lengths = np.diff(RandomWindows(1, 0).bounds(70, 5_000_000))[:-1]
+        half = lengths < 52
+        assert half.mean() == pytest.approx(0.05, abs=0.003)
+        assert lengths[half].mean() == pytest.approx(34.5, abs=0.3)  # int() takes half a step off the mean
+        assert lengths[~half].mean() == pytest.approx(69.5, abs=0.1)
+        assert lengths[~half].std() == pytest.approx(5, abs=0.1)
+
+    def test_no_window_but_the_last_is_shorter_than_5(self):
+        lengths = np.diff(RandomWindows(1, 0).bounds(6, 5_000))
+        assert lengths[:-1].min() == 5
+        assert np.bincount(lengths[:-1])[5] > len(lengths) / 3
+
+    def test_a_window_begins_where_two_predictions_or_more_are_left(self):
+        left = []
+        for rows in range(3, 150):
+            start = 0
+            bounds = [0]
+            for length in drawn_by_hand(0, 0, rows):
+                if start < rows - 2:
+                    bounds.append(min(start + length, rows - 1))
+                start += length
+            assert RandomWindows(0, 0).bounds(70, rows - 1) == bounds
+            assert bounds[-1] - bounds[-2] >= 2
+            left.append(rows - 1 - bounds[-1])
+        assert set(left) == {0, 1}
+
+    @pytest.mark.parametrize(("batch_size", "bptt"), [(1, 7), (4, 7), (4, 25), (3, 100)])
+    def test_every_token_of_a_column_is_read_once_and_predicted_once(self, batch_size, bptt):
+        rows = len(IDS) // batch_size
+        columns = torch.from_numpy(IDS[: rows * batch_size].astype(np.int64)).view(batch_size, rows).T
+        counts = set()
+        for epoch in range(20):
+            stream = Stream(IDS, batch_size, bptt, random=RandomWindows(5, epoch))
+            windows = list(stream)
+            assert len(windows) == len(stream)
+            inputs, targets = (torch.cat(parts) for parts in zip(*windows, strict=True))
+            assert rows - 2 <= len(inputs) <= rows - 1
+            assert torch.equal(inputs, columns[: len(inputs)])
+            assert torch.equal(targets, columns[1 : len(inputs) + 1])
+            counts.add(len(stream))
+        assert len(counts) > 1 or bptt > rows
+
+    def test_awd_lstm_makes_686_updates_an_epoch(self):
+        # 681 where int() is taken for rounding
+        counts = [len(RandomWindows(141, epoch).bounds(70, 929_589 // 20 - 1)) - 1 for epoch in range(100)]
+        assert np.mean(counts) == pytest.approx(46_478 / 67.75, abs=1.5)
+
+    def test_goes_on_after_the_windows_handed_out(self):
+        whole = [x.tolist() for x, _ in Stream(IDS, 4, 7, random=RandomWindows(1, 2))]
+        for given in range(len(whole)):
+            stream = Stream(IDS, 4, 7, random=RandomWindows(1, 2))
+            for _ in zip(range(given), stream, strict=False):
+                pass
+            resumed = Stream(IDS, 4, 7, random=RandomWindows(1, 2))
+            resumed.load_state_dict(stream.state_dict())
+            assert resumed.state_dict() == stream.state_dict()
+            assert [x.tolist() for x, _ in resumed] == whole[given:]
+
+    def test_another_epochs_place_is_no_place_in_this_one(self):
+        before = Stream(IDS, 4, 7, random=RandomWindows(1, 2))
+        windows = list(before)
+        state = before.state_dict()
+        names = {"seed": 1, "epoch": 2, "tokens": 103, "batch_size": 4, "bptt": 7, "max_bptt": None}
+        assert state == {"windows": len(windows), **names}
+        for given in (len(windows), 1):
+            stream = Stream(IDS, 4, 7, random=RandomWindows(1, 3))
+            stream.load_state_dict(state | {"windows": given})
+            assert stream.state_dict()["windows"] == 0
+            assert len(list(stream)) == len(stream)
+
+    def test_processes_share_the_columns(self):
+        random = RandomWindows(1, 2)
+        whole = [x for x, _ in Stream(IDS, 4, 7, random=random)]
+        shares = [[x for x, _ in Stream(IDS, 4, 7, random=random, rank=rank, world_size=2)] for rank in (0, 1)]
+        assert all(torch.equal(torch.cat(parts, dim=1), x) for x, *parts in zip(whole, *shares, strict=True))
+
+    def test_another_seed_is_named(self):
+        stream = Stream(IDS, 4, 7, random=RandomWindows(2, 0))
+        with pytest.raises(UserError, match="drawn with the seed 1, and this run has 2: give the same seed_everything"):
+            stream.load_state_dict(Stream(IDS, 4, 7, random=RandomWindows(1, 0)).state_dict())
+
+    @pytest.mark.parametrize("random", [None, RandomWindows(1, 0, max_bptt=9)])
+    def test_another_cut_is_refused(self, random):
+        streams = Stream(IDS, 4, 7, random=random), Stream(IDS, 4, 7, random=RandomWindows(1, 0))
+        for one, other in (streams, streams[::-1]):
+            with pytest.raises(UserError, match="the checkpoint stopped in a stream of"):
+                one.load_state_dict(other.state_dict())
+
+    def test_a_text_too_short_says_both_numbers(self):
+        assert len(Stream(IDS[:12], 4, 7, random=RandomWindows(1, 0))) == 1
+        with pytest.raises(UserError, match="has 11 tokens, too few .* it takes 12"):
+            Stream(IDS[:11], 4, 7, random=RandomWindows(1, 0))
