@@ -1,7 +1,9 @@
 """Every backend against the reference: results, final state and all gradients."""
 
+import os
 import subprocess
 import sys
+from inspect import Parameter, signature
 from itertools import product
 from typing import NamedTuple
 
@@ -317,6 +319,49 @@ def test_the_compiled_code_is_cached_and_a_broken_build_leaves_nothing(tmp_path,
     assert not [*first.parent.iterdir()]
 
 
+@pytest.fixture
+def compiler_without_openmp(tmp_path, monkeypatch):
+    """Its libraries are empty, but it is fast."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nfor last; do :; done\n: > "$last"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_a_compiler_without_openmp_is_named_in_one_line(compiler_without_openmp, caplog):
+    native._built()
+    assert len(caplog.messages) == 1
+    assert "one thread" in caplog.messages[0]
+    native._built()
+    assert len(caplog.messages) == 1
+
+
+def test_a_build_sweeps_up_after_those_that_were_killed(compiler_without_openmp):
+    first = native._built()
+    first.unlink()
+    of_a_killed_build, of_another = first.parent / "tmpkilled", first.parent / "tmprunning"
+    for folder in (of_a_killed_build, of_another):
+        folder.mkdir()
+    os.utime(of_a_killed_build, (0, 0))
+    native._built()
+    assert {*first.parent.iterdir()} == {first, of_another}
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["lstm_forward", "normalised_forward"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_workspace_beyond_memory_raises(name, threads):
+    one = torch.ones(1, 1, 1)
+    given = dict.fromkeys(("h", "c", "w_input", "w_hidden"), torch.ones(4, 1))
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(MemoryError, match="workspace"):  # the threads' own: no step runs
+            native._call(name, one, torch.ones(1, 1, 4), given, {}, Noise(), batch=2**45, time=0, norm=1)
+    finally:
+        torch.set_num_threads(1)
+
+
 @needs_native
 @pytest.mark.parametrize("count", [1, 2, 7, 100_001])
 @pytest.mark.parametrize("threshold", [0, 1, 2**31, 2**32 - 5, 2**32])
@@ -419,9 +464,21 @@ def test_masks_of_other_cells_are_refused():
         kernels.rnn(given.inputs, given.state[0], given.weights, Noise(upd=torch.ones(1, 1, 1)))
 
 
-def test_reference_takes_the_arguments_of_the_kernels():
-    given = problem("gru", (5, 3, 4, 7))
-    for name, arguments in {"gru": given.state[0], "lstm": None}.items():
-        if arguments is not None:
-            ours = getattr(kernels, name)(given.inputs, arguments, given.weights, backend="torch")
-            torch.testing.assert_close(ours, getattr(functional, name)(given.inputs, arguments, given.weights))
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "batch_norm_lstm", "layer_norm_lstm"])
+def test_kernels_take_the_arguments_of_their_reference(name):
+    theirs, ours = ([*signature(getattr(module, name)).parameters.values()] for module in (functional, kernels))
+    assert ours[: len(theirs)] == theirs
+    assert all(argument.kind is Parameter.KEYWORD_ONLY for argument in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "vendor", *BACKENDS])
+@pytest.mark.parametrize("cell", [*VARIANTS])
+def test_autocast_is_refused(cell, backend):
+    given = problem(cell, (5, 3, 4, 7), torch.float32)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(
+            ValueError, match=r"autocast is on, .* dtype, torch.float32: call it in torch.autocast\('cpu', en"
+        ),
+    ):
+        run(cell, given, Noise(), backend)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo import kernels
 from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
 from zoo.kernels import Backend
+from zoo.kernels.checks import autocasts
 from zoo.noise import GATES, SITES, Cell, Extent, Noise
 from zoo.regularisers import Dropout, StateRegulariser, WeightRegulariser, check_sites, draw_noise
 
@@ -168,12 +169,11 @@ class Recurrent(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
         """Outputs, final state and, where asked for, the cells of every layer and direction."""
         self._check(inputs, state)
-        device = inputs.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if autocasts(inputs):
             dtype = self.weights(0).input.dtype
             if state is not None:
                 state = tuple(part.to(dtype) for part in state)
-            with torch.autocast(device, enabled=False):
+            with torch.autocast(inputs.device.type, enabled=False):
                 return self._run(inputs.to(dtype), state, lengths, cells, first_step)
 
         sequence = inputs.transpose(0, 1) if self.batch_first else inputs

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from zoo import functional
 from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
 from zoo.kernels import bptt, fused, native, normalised, pointwise, vendor
-from zoo.kernels.checks import check
+from zoo.kernels.checks import autocasts, check
 from zoo.kernels.draws import bernoulli as bernoulli
 from zoo.kernels.loops import Loops
 from zoo.noise import GATES, Cell, Noise
@@ -59,8 +59,8 @@ def lstm(
 ) -> LSTMRun:
     """`zoo.functional.lstm` by the fastest path that can run it; `backend` forces one.
 
-    Every cell state is promised where `cells` asks for it. Raises `ValueError` for arguments that do not fit together, or
-    a forced backend that cannot run them, before any work.
+    Every cell state is promised where `cells` asks for it. Raises `ValueError` for arguments that do not fit together, for
+    a forced backend that cannot run them, and under autocast, before any work.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     chosen = choose(backend, "lstm", inputs, plain=noise.off and not cells)
@@ -190,6 +190,11 @@ def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
 def _check(cell: Cell, inputs: Tensor, state: dict[str, Tensor], weights: Weights, noise: Noise) -> None:
     if inputs.ndim != 3:
         raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (T, B, I)")
+    if autocasts(inputs):
+        raise ValueError(
+            f"autocast is on, but a recurrence runs in its tensors' dtype, {inputs.dtype}: call it in "
+            f"torch.autocast({inputs.device.type!r}, enabled=False), as `zoo.layers` do"
+        )
     time, batch, width = inputs.shape
     hidden_size = weights.hidden.shape[-1]
     for name, size in {"time step": time, "batch": batch, "column": width, "hidden unit": hidden_size}.items():

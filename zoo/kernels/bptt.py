@@ -1,8 +1,8 @@
 """Backpropagation through time by hand: what is kept, what is overwritten, and the weights' gradient in one product.
 
-The gates (T, B, G H) become their gradient on the way back, so a second backward pass, which would find them consumed,
-raises. The GRU and the simple network start from `projected`, the inputs' part of the gates with all biases that can be
-added ahead, and take it over: nobody else may hold it.
+The loops may turn the gates (T, B, G H) into their gradient on the way back, so a second backward pass, which could find
+them consumed, raises. The GRU and the simple network start from `projected`, the inputs' part of the gates with all
+biases that can be added ahead, and take it over: nobody else may hold it.
 """
 
 from typing import Any, Literal

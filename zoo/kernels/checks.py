@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
+
+
+def autocasts(inputs: Tensor) -> bool:
+    """Whether autocast would change the dtype that products with these inputs run in."""
+    device = inputs.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check(given: Mapping[str, Tensor | None], shapes: Mapping[str, tuple[int, ...]], inputs: Tensor) -> None:

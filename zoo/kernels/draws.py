@@ -34,5 +34,5 @@ def hashed_bernoulli(seed: int, threshold: int, shape: tuple[int, ...]) -> Tenso
     z = torch.arange(1, (count + 1) // 2 + 1).mul_(_GOLDEN).add_(seed)
     for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
         z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
-    halves = z.view(torch.int32)[:count]  # the low half first, on every machine torch runs on
+    halves = z.view(torch.int32)[:count]  # the low half first, where the machine is little-endian
     return halves.bitwise_xor(-(2**31)).lt(threshold - 2**31).view(shape)

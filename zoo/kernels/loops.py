@@ -1,7 +1,7 @@
 """The loops over time, forward and backward: one recurrent product and one element-wise pass a step.
 
-`gates` (T, B, G H) comes in holding the projected inputs, is overwritten by the open gates, and by their gradients on the
-way back.
+`gates` (T, B, G H) holds the projected inputs, which the LSTM's loop makes and the others' are given, then the open gates
+and, on the way back, their gradients.
 """
 
 from collections.abc import Sequence

@@ -222,7 +222,7 @@ class LSTM(torch.autograd.Function):
 
 
 class CompiledLSTM(torch.autograd.Function):
-    """`LSTM` in native code -> outputs, cells, final h, c, and mean and variance of R h(t-1) and of c'."""
+    """`LSTM` in native code -> outputs, cells, final h, c and, of a batch, mean and variance of R h(t-1) and of c'."""
 
     @staticmethod
     def forward(
@@ -243,7 +243,8 @@ class CompiledLSTM(torch.autograd.Function):
         ctx.kind, ctx.eps, ctx.population = norm_hidden.kind, norm_hidden.eps, given is not None
         left = native.normalised(projected, h, c, w_hidden, gains, noise, ctx.kind, ctx.eps, given)
         bptt.keep(ctx, noise, *left, h, c, w_hidden, *gains)
-        moments = [moment.clone() for moment in left[5:]]
+        of_batch = ctx.kind == "batch" and given is None
+        moments = [moment.clone() for moment in left[5:]] if of_batch else []
         ctx.mark_non_differentiable(*moments)
         return left.outputs, left.cells, left.outputs[-1].clone(), left.cells[-1].clone(), *moments
 

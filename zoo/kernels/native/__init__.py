@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -267,7 +268,10 @@ def _call(
         if mask.ndim == 3:
             steps.insert(1, 0)
         arguments.masks[site] = _Mask(mask.data_ptr(), 2 if mask.dtype == torch.bool else 1, *steps)
-    getattr(_library(), f"{name}_{str(inputs.dtype).removeprefix('torch.')}")(ctypes.byref(arguments))
+    if not getattr(_library(), f"{name}_{str(inputs.dtype).removeprefix('torch.')}")(ctypes.byref(arguments)):
+        raise MemoryError(
+            f"no memory for the workspace of a recurrent layer, inputs {tuple(inputs.shape)}; take a smaller batch"
+        )
 
 
 @cache
@@ -302,6 +306,10 @@ def _built() -> Path:
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as aside:
+            for other in library.parent.glob("tmp*/"):
+                with suppress(FileNotFoundError):  # its build ended
+                    if os.stat(aside).st_mtime - other.stat().st_mtime > 3600:  # its build was killed
+                        shutil.rmtree(other, ignore_errors=True)
             built = Path(aside) / library.name
             _compile(compiler, built)
             with built.open("rb") as file:
@@ -317,9 +325,12 @@ def _compile(compiler: list[str], output: Path) -> None:
         try:
             command = [*compiler, *_FLAGS, str(_SOURCES / "engine.cpp"), *threads, "-o", str(output)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            return
         except subprocess.CalledProcessError as error:
             failure = error
+            continue
+        if not threads:
+            _LOG.warning("native recurrent code runs on one thread: %s cannot build it with OpenMP", compiler[0])
+        return
     raise failure
 
 

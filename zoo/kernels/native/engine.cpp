@@ -2,16 +2,27 @@
 #include "lstm.h"
 #include "normalised_lstm.h"
 
+// Whether memory was enough: no exception may leave C.
+template <typename Function>
+static int run(Function function) {
+    try {
+        function();
+        return 1;
+    } catch (const std::bad_alloc&) {
+        return 0;
+    }
+}
+
 extern "C" {
 
-void lstm_forward_float32(const Arguments* x) { Lstm<float>(*x).forward(); }
-void lstm_backward_float32(const Arguments* x) { Lstm<float>(*x).backward(); }
-void lstm_forward_float64(const Arguments* x) { Lstm<double>(*x).forward(); }
-void lstm_backward_float64(const Arguments* x) { Lstm<double>(*x).backward(); }
-void normalised_forward_float32(const Arguments* x) { NormalisedLstm<float>(*x).forward(); }
-void normalised_backward_float32(const Arguments* x) { NormalisedLstm<float>(*x).backward(); }
-void normalised_forward_float64(const Arguments* x) { NormalisedLstm<double>(*x).forward(); }
-void normalised_backward_float64(const Arguments* x) { NormalisedLstm<double>(*x).backward(); }
+int lstm_forward_float32(const Arguments* x) { return run([x] { Lstm<float>(*x).forward(); }); }
+int lstm_backward_float32(const Arguments* x) { return run([x] { Lstm<float>(*x).backward(); }); }
+int lstm_forward_float64(const Arguments* x) { return run([x] { Lstm<double>(*x).forward(); }); }
+int lstm_backward_float64(const Arguments* x) { return run([x] { Lstm<double>(*x).backward(); }); }
+int normalised_forward_float32(const Arguments* x) { return run([x] { NormalisedLstm<float>(*x).forward(); }); }
+int normalised_backward_float32(const Arguments* x) { return run([x] { NormalisedLstm<float>(*x).backward(); }); }
+int normalised_forward_float64(const Arguments* x) { return run([x] { NormalisedLstm<double>(*x).forward(); }); }
+int normalised_backward_float64(const Arguments* x) { return run([x] { NormalisedLstm<double>(*x).backward(); }); }
 
 // out[n] = half of splitmix64(seed, n / 2) < threshold
 void bernoulli(uint64_t seed, uint64_t threshold, int64_t count, int64_t threads, uint8_t* out) {

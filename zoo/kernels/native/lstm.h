@@ -1,5 +1,6 @@
 // One LSTM layer over a sequence on the CPU, forward and backward, products with the inputs included.
-// The equations, and the meaning of every buffer, are those of zoo/functional.py and zoo/kernels/loops.py.
+// The equations, and the meaning of every buffer, are those of zoo/functional.py and zoo/kernels/loops.py; but the gates stay
+// open on the way back.
 //
 // W and R are packed once a sequence into panels whose columns are one vector of units of each gate, so that the thread that
 // owns a block of units multiplies, opens the gates and updates the state while all of it is in the nearest cache. Threads
@@ -32,7 +33,7 @@ struct Lstm {
 
     explicit Lstm(const Arguments& x)
         : Lstm(x, x.batch >= 4 * x.threads && GATES * x.hidden * (x.hidden + x.width) * sizeof(T) < 500'000) {}
-    Lstm(const Arguments& x, bool split_batch)
+    Lstm(const Arguments& x, bool by_rows)
         : x(x),
           batch(x.batch),
           width(x.width),
@@ -41,7 +42,7 @@ struct Lstm {
           gates((T*)x.gates),
           outputs((T*)x.outputs),
           cells((T*)x.cells),
-          split_batch(x.threads > 1 && split_batch) {}
+          split_batch(x.threads > 1 && by_rows) {}
 
     static int64_t vectors(int64_t columns) { return (columns + N - 1) / N; }
     int lanes(int64_t block) const { return (int)std::min<int64_t>(N, hidden - block * N); }
@@ -60,19 +61,24 @@ struct Lstm {
 
     template <typename Body>
     void in_parallel(Body body) {
-        const auto part = [&](int threads, int thread) {
-            return Part{threads, thread, split_batch ? share(batch, threads, thread) : Range{0, batch},
-                        split_batch ? Range{0, blocks} : share(blocks, threads, thread)};
+        const auto run = [&](int threads, int thread) {  // no exception may leave the threads
+            try {
+                body(Part{threads, thread, split_batch ? share(batch, threads, thread) : Range{0, batch},
+                          split_batch ? Range{0, blocks} : share(blocks, threads, thread)});
+            } catch (const std::bad_alloc&) {
+                barrier.desert();
+            }
         };
 #ifdef _OPENMP
 #pragma omp parallel num_threads((int)x.threads)
         {
             const int team = omp_get_num_threads(), threads = split_batch ? team : (int)std::clamp<int64_t>(blocks, 1, team);
-            if (omp_get_thread_num() < threads) body(part(threads, omp_get_thread_num()));  // one without units would only wait
+            if (omp_get_thread_num() < threads) run(threads, omp_get_thread_num());  // one without units would only wait
         }
 #else
-        body(part(1, 0));
+        run(1, 0);
 #endif
+        barrier.check();
     }
 
     int64_t chunk_steps(const Part& p) const { return std::max<int64_t>(1, CHUNK / p.count()); }
@@ -99,8 +105,8 @@ struct Lstm {
 
     void forward() {
         const int64_t masks = has(REC) ? copies() : 0;
-        auto w_panels = allocate<T>(blocks * width * GATES * N), r_panels = allocate<T>(blocks * hidden * GATES * N);
-        auto masked = allocate<T>(2 * masks * batch * hidden);  // rec * h, of this step and of the next
+        const Buffer<T> w_panels(blocks * width * GATES * N), r_panels(blocks * hidden * GATES * N);
+        const Buffer<T> masked(2 * masks * batch * hidden);  // rec * h, of this step and of the next
         const int64_t state = batch * hidden * sizeof(T);
         in_large_pages(gates, x.time * GATES * state);
         in_large_pages(outputs, x.time * state);
@@ -110,7 +116,7 @@ struct Lstm {
                 pack_gates((const T*)x.w_input, width, w_panels.get(), u);
                 pack_gates((const T*)x.w_hidden, hidden, r_panels.get(), u);
             }
-            auto scratch = allocate<T>(p.count() * GATES * N);
+            const Buffer<T> scratch(p.count() * GATES * N);
             const T *h = (const T*)x.h, *c = (const T*)x.c;
             for (int64_t u = p.units.first; u < p.units.last; u++) mask_hidden(h, masked.get(), 0, p.rows, u);
             barrier.wait(p.threads);
@@ -229,9 +235,10 @@ struct Lstm {
         if (x.dinputs) in_large_pages(x.dinputs, x.time * batch * width * sizeof(T));
         if (x.dw_input) in_large_pages(x.dw_input, deep * width * sizeof(T));
         if (x.dw_hidden) in_large_pages(x.dw_hidden, deep * hidden * sizeof(T));
-        auto r_panels = allocate<T>(blocks * N * deep), w_panels = allocate<T>(x.dinputs ? x_blocks * N * deep : 0);
-        auto parts = allocate<T>(split_batch ? x.threads * deep * joint : 0);  // the threads' sums for [W, R, bias]
-        auto shared = allocate<T>(split_batch ? 0 : std::max(CHUNK, batch) * deep);
+        const bool learns = x.dw_input || x.dw_hidden || x.dbias;
+        const Buffer<T> r_panels(blocks * N * deep), w_panels(x.dinputs ? x_blocks * N * deep : 0);
+        const Buffer<T> parts(split_batch && learns ? x.threads * deep * joint : 0);  // the threads' sums for [W, R, bias]
+        const Buffer<T> shared(split_batch ? 0 : std::max(CHUNK, batch) * deep);
         in_parallel([&](Part p) {
             const Range x_units = split_batch ? Range{0, x_blocks} : share(x_blocks, p.threads, p.thread);
             const auto pack = [&](const T* weight, int64_t columns, Range own, T* panels) {
@@ -244,10 +251,10 @@ struct Lstm {
             pack((const T*)x.w_hidden, hidden, p.units, r_panels.get());
             if (x.dinputs) pack((const T*)x.w_input, width, x_units, w_panels.get());
             const int64_t steps = chunk_steps(p), tiles = (own_units(p) + MAX_ROWS - 1) / MAX_ROWS;
-            const int64_t capacity = std::max(GATHER, steps * p.count());
-            auto mine = allocate<T>(split_batch ? steps * p.count() * deep : 0), scratch = allocate<T>(p.count() * WIDTH * N);
-            auto left = allocate<T>(GATES * tiles * MAX_ROWS * capacity), right = allocate<T>(PANELS * capacity * WIDTH * N);
-            auto places = allocate<int64_t>(2 * capacity);
+            const int64_t capacity = learns ? std::max(GATHER, steps * p.count()) : 0;
+            const Buffer<T> mine(split_batch ? steps * p.count() * deep : 0), scratch(p.count() * WIDTH * N);
+            const Buffer<T> left(GATES * tiles * MAX_ROWS * capacity), right(PANELS * capacity * WIDTH * N);
+            const Buffer<int64_t> places(2 * capacity);
             Gathered gathered{left.get(), right.get(), places.get(), places.get() + capacity, 0, capacity, true};
             T* const dgates = split_batch ? mine.get() : shared.get();
             for (int64_t last = x.time, first; last > 0; last = first) {
@@ -320,7 +327,7 @@ struct Lstm {
 
     // Puts this thread's units of some steps' gradients with those that wait.
     void gather(int64_t first, int64_t last, const Part& p, const T* dgates, Gathered& to) const {
-        if (!x.dw_input && !x.dw_hidden && !x.dbias) return;
+        if (to.capacity == 0) return;  // no gradient of a weight is asked for
         const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
         const int64_t start = to.count;
         for (int64_t t = first; t < last; t++)
@@ -351,7 +358,7 @@ struct Lstm {
             return has(REC) ? value * mask(REC, t, b, block, k) : value;
         };
         if (split_batch) {
-            auto row = allocate<T>(joint + N);
+            const Buffer<T> row(joint + N);
             for (int64_t k = 0; k < copies(); k++)
                 sum(p, from, k, GATES / copies(), joint, parts + p.thread * GATES * hidden * joint,
                     [&](int64_t n, int64_t column, int wide, T* to) {

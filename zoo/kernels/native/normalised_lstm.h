@@ -6,8 +6,6 @@
 
 namespace {
 
-inline double square_root(double x) { return std::sqrt(x); }
-inline float square_root(float x) { return std::sqrt(x); }
 template <typename V>
 inline V square_root(V x) {
     for (size_t k = 0; k < sizeof x / sizeof x[0]; k++) x[k] = std::sqrt(x[k]);
@@ -148,14 +146,14 @@ struct NormalisedLstm : Lstm<T> {
 
     void forward() {
         const int64_t masks = has(REC) ? Base::copies() : 0, state = batch * hidden * sizeof(T);
-        auto panels = allocate<T>(blocks * hidden * GATES * N), masked = allocate<T>(2 * masks * batch * hidden);
+        const Buffer<T> panels(blocks * hidden * GATES * N), masked(2 * masks * batch * hidden);
         for (void* made : {x.normal_hidden, x.gates}) in_large_pages(made, x.time * GATES * state);
         for (void* made : {x.outputs, x.cells, x.normal_cell}) in_large_pages(made, x.time * state);
         Base::in_parallel([&](Part p) {
             for (int64_t u = p.thread; u < blocks; u += p.threads)
                 Base::pack_gates((const T*)x.w_hidden, hidden, panels.get(), u);
             const int64_t own = p.units.last - p.units.first, first = p.units.first;
-            auto sums = allocate<T>(p.count() * own * GATES * N), fresh = allocate<T>(p.count() * own * N);
+            const Buffer<T> sums(p.count() * own * GATES * N), fresh(p.count() * own * N);
             const Grid recurrent{sums.get(), own * GATES * N, GATES}, cell{fresh.get(), own * N, 1};
             const T *h = (const T*)x.h, *c = (const T*)x.c;
             for (int64_t u = first; u < p.units.last; u++) Base::mask_hidden(h, masked.get(), 0, p.rows, u);
@@ -223,7 +221,7 @@ struct NormalisedLstm : Lstm<T> {
 
     void backward() {
         const int64_t deep = GATES * hidden, parameters = deep + 2 * hidden;
-        auto panels = allocate<T>(blocks * N * deep), parts = allocate<T>(x.threads * parameters);
+        const Buffer<T> panels(blocks * N * deep), parts(x.threads * parameters);
         Base::in_parallel([&](Part p) {
             int64_t turn = 0;
             for_panels<T>(p.units, hidden, [&](int64_t first, int wide, int) {
@@ -233,8 +231,8 @@ struct NormalisedLstm : Lstm<T> {
             T* const mine = parts.get() + p.thread * parameters;  // gradients of gain_hidden, gain_cell, bias_cell
             memset(mine, 0, parameters * sizeof(T));
             const int64_t own = p.units.last - p.units.first, first = p.units.first;
-            auto wide_grid = allocate<T>(p.count() * own * GATES * N), narrow_grid = allocate<T>(p.count() * own * N);
-            auto scratch = allocate<T>(p.count() * WIDTH * N);
+            const Buffer<T> wide_grid(p.count() * own * GATES * N), narrow_grid(p.count() * own * N);
+            const Buffer<T> scratch(p.count() * WIDTH * N);
             const Grid recurrent{wide_grid.get(), own * GATES * N, GATES}, cell{narrow_grid.get(), own * N, 1};
             barrier.wait(p.threads);
             for (int64_t t = x.time - 1; t >= 0; t--) {

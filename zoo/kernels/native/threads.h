@@ -18,9 +18,16 @@
 namespace {
 
 class Barrier {
-    std::atomic<int> arrived{0}, generation{0};
+    alignas(64) std::atomic<int> arrived{0};
+    alignas(64) std::atomic<int> generation{0};
+    std::atomic<bool> deserted{false};
 
    public:
+    // One of the threads is out of memory and will not come: the others stop waiting, for good, with the same error.
+    void desert() { deserted.store(true, std::memory_order_relaxed); }
+    void check() const {
+        if (deserted.load(std::memory_order_relaxed)) throw std::bad_alloc();
+    }
     void wait(int threads) {
         if (threads == 1) return;
         const int mine = generation.load(std::memory_order_relaxed);
@@ -30,6 +37,7 @@ class Barrier {
             return;
         }
         for (int spins = 0; generation.load(std::memory_order_acquire) == mine; spins++) {
+            check();
 #if defined(__x86_64__) || defined(__i386__)
             __builtin_ia32_pause();
 #endif
@@ -113,9 +121,5 @@ class Buffer {
     T* get() const { return memory; }
     T& operator[](int64_t at) const { return memory[at]; }
 };
-template <typename T>
-Buffer<T> allocate(int64_t count) {
-    return Buffer<T>(count);
-}
 
 }  // namespace
