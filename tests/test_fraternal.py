@@ -93,7 +93,7 @@ def test_it_trains_with_the_models_own_optimiser(data_tree):
     fraternal.on_train_batch_end = lambda *_: losses.append(trainer.callback_metrics["train/loss"].item())
     trainer.fit(fraternal, datamodule=data)
     assert (fraternal.max_norm, fraternal.bptt) == (0.25, 20)
-    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.3
+    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.1
     assert trainer.optimizers[0].history
 
 
