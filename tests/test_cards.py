@@ -36,6 +36,7 @@ def test_what_is_rendered_is_read_back(tmp_path):
         "perplexity per word",
         [card.Result("validation", 119.7, 73_759), card.Result("test", 113.8, 82_429)],
         {"seed": 1, "epochs": 13},
+        evaluations=[card.Evaluated("cache", "--evaluation zoo.evaluation.Cache", {"test": 99.5}, "a remark")],
     )
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"card": vars(chosen)}))
     (tmp_path / "README.md").write_text(card.render(tmp_path.name, chosen, measured))
@@ -45,6 +46,9 @@ def test_what_is_rendered_is_read_back(tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert "| test | 114.5 | 113.8 | -0.70 | 82,429 |" in text
     assert "| validation |  | 119.7 |  | 73,759 |" in text
+    assert "| cache |  | 99.50 |" in text
+    assert f"python cli.py test {tmp_path.name} --evaluation zoo.evaluation.Cache" in text
+    assert "- cache: a remark" in text
 
 
 def test_the_front_matter_is_the_hubs(tmp_path):

@@ -168,9 +168,19 @@ def test_the_curve_stands_with_and_without_validations(data_tree, tmp_path, monk
 )
 def test_committed_weights_have_the_cards_numbers(recipe, real_datasets, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for result in card.read(recipe).measured.results:
+    measured = card.read(recipe).measured
+    for result in measured.results:
         main(["test" if result.split == "test" else "validate", recipe.name, "--trainer.enable_progress_bar=false"])
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{recipe.name}: "))
         assert f"over {result.predictions:,} predictions of the {result.split} text" in line
         value = float(line.split(" over ")[0].rsplit(maxsplit=1)[1])
         assert value == pytest.approx(result.value, rel=1e-4)
+    for evaluated in measured.evaluations:
+        if not evaluated.repeatable:
+            continue
+        for split, expected in evaluated.results.items():
+            command = "test" if split == "test" else "validate"
+            main([command, recipe.name, *evaluated.options.split(), "--trainer.enable_progress_bar=false"])
+            line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(recipe.name))
+            value = float(line.split(" over ")[0].rsplit(maxsplit=1)[1])
+            assert value == pytest.approx(expected, rel=1e-3)

@@ -58,6 +58,22 @@ class Result:
 
 
 @dataclass
+class Evaluated:
+    """Numbers of another way to score the stored weights (`zoo.evaluation`), its constants chosen on the validation text."""
+
+    title: str
+    options: str
+    """What `validate` and `test` are given for it."""
+
+    results: dict[str, float]
+    """By split."""
+
+    note: str = ""
+    repeatable: bool = True
+    """False where it takes weights that are stored nowhere."""
+
+
+@dataclass
 class Measured:
     """What a training left behind."""
 
@@ -72,6 +88,8 @@ class Measured:
 
     finished: bool = True
     """False where the run stopped before its schedule ended: such weights are no published model."""
+
+    evaluations: list[Evaluated] = field(default_factory=list)
 
 
 @dataclass
@@ -112,7 +130,8 @@ def _measured(file: Path) -> Measured | None:
             Result(r["dataset"]["split"], r["metrics"][0]["value"], r["metrics"][0]["args"]["predictions"])
             for r in model["results"]
         ]
-        return Measured(results=results, **matter["measured"])
+        evaluations = [Evaluated(**evaluation) for evaluation in matter["measured"].pop("evaluations", [])]
+        return Measured(results=results, evaluations=evaluations, **matter["measured"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{file}: the front matter is not a card's: {error!r}") from error
 
@@ -160,6 +179,7 @@ def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
                 "metric": measured.metric,
                 "finished": measured.finished,
                 "training": measured.training,
+                **({"evaluations": [vars(each) for each in measured.evaluations]} if measured.evaluations else {}),
             },
         }
     return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
@@ -176,6 +196,8 @@ def _body(name: str, card: Card, measured: Measured | None) -> str:
         whose = "the paper's model" if card.paper else "a finished model"
         paragraphs.append(f"**Cut short: the run stopped before its schedule ended; these weights are not {whose}.**")
     paragraphs.append(_numbers(name, card, measured))
+    if measured and measured.evaluations:
+        paragraphs += ["## Scored in other ways", _evaluations(name, measured)]
     if card.notes:
         paragraphs += ["## Choices", "\n".join(f"- {note}" for note in card.notes)]
     paragraphs += ["## Use", _use(name, measured is not None)]
@@ -205,6 +227,17 @@ def _numbers(name: str, card: Card, measured: Measured | None) -> str:
             f"`python cli.py test {name}` repeats the test number."
         )
     return "\n\n".join(lines)
+
+
+def _evaluations(name: str, measured: Measured) -> str:
+    rows = [f"| {measured.metric} | validation | test |", "|---|---|---|"]
+    commands = []
+    for each in measured.evaluations:
+        rows.append(f"| {each.title} | {number(each.results.get('validation'))} | {number(each.results.get('test'))} |")
+        commands.append(f"python cli.py test {name} {each.options}")
+    text = "The constants were chosen on the validation text alone."
+    notes = "\n".join(f"- {each.title}: {each.note}" for each in measured.evaluations if each.note)
+    return "\n\n".join(filter(None, ["\n".join(rows), text, notes, "```\n" + "\n".join(commands) + "\n```"]))
 
 
 def _use(name: str, weights: bool) -> str:
