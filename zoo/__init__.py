@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from zoo import evaluation as evaluation
+    from zoo import models as models
     from zoo.hub import build as build
     from zoo.hub import load as load
     from zoo.hub import names as names
@@ -66,6 +68,8 @@ __all__ = [*_HOME]
 
 def __getattr__(name: str) -> object:
     # Imported on first use, so that `import zoo` and `recurrent-zoo list` do not wait for torch.
+    if name in ("evaluation", "models"):
+        return import_module(f"zoo.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

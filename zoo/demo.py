@@ -24,8 +24,8 @@ PROMPT = "the president of the company"
 BITS_OF_A_FULL_BAR = 20
 
 
-def run(seconds: float = 30.0) -> None:
-    """Lists, loads, scores, generates, evaluates, and trains for `seconds`."""
+def run(seconds: float = 30.0, updates: int = -1) -> None:
+    """Lists, loads, scores, generates, evaluates, and trains for `seconds`, or so many updates if they take less."""
     hush()
     console = Console(highlight=False, soft_wrap=True)
     console.rule("the models at hand: recurrent-zoo list")
@@ -50,7 +50,7 @@ def run(seconds: float = 30.0) -> None:
     console.print(f"{UNK} stands for every word outside the newspaper's 10,000, and is one more word to guess.")
 
     console.rule(f"a character model of Tiny Shakespeare, trained here for {seconds:.0f} seconds")
-    _train(console, seconds)
+    _train(console, seconds, updates)
 
     console.rule("next")
     console.print(
@@ -70,7 +70,7 @@ def _bars(result: Score) -> str:
     return "\n".join(lines)
 
 
-def _train(console: Console, seconds: float) -> None:
+def _train(console: Console, seconds: float, updates: int) -> None:
     seed_everything(1, verbose=False)
     data = Corpus(str(TINY_SHAKESPEARE), level="character", batch_size=32, bptt=50)
     model = Zaremba(data.tokenizer.vocab_size, hidden_size=160, num_layers=1, constant_epochs=0)
@@ -79,6 +79,7 @@ def _train(console: Console, seconds: float) -> None:
     trainer = Trainer(
         max_time=timedelta(seconds=seconds),
         max_epochs=100,
+        max_steps=updates,
         callbacks=[RichProgressBar(refresh_rate=10)],
         logger=False,
         enable_checkpointing=False,
