@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
+from zoo.errors import UserError
 from zoo.metrics import token_nll
 from zoo.models import AWDLSTM
 from zoo.optim import NonMonotonicSGD
@@ -192,6 +193,19 @@ def test_a_mixture_of_softmaxes_is_the_weighted_sum_of_them():
     torch.testing.assert_close(
         token_nll(logits, targets), -logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float()
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_size": 7}, "the last layer has 7 units and the embedding 6"),
+        ({"softmaxes": 0, "output_size": 7}, "the last layer has 7 units"),
+        ({"num_layers": 0}, "num_layers is 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**options)
 
 
 def test_a_mixtures_latent_dropout_is_locked():

@@ -45,7 +45,7 @@ def test_the_demo_runs_and_learns_something(capsys, tmp_path, monkeypatch):
     shakespeare = tmp_path / "shakespeare.txt"
     shakespeare.write_text(demo.TINY_SHAKESPEARE.read_text()[:100_000])
     monkeypatch.setattr(demo, "TINY_SHAKESPEARE", shakespeare)
-    demo.run(seconds=300, updates=100)
+    demo.run(seconds=300, updates=60)
     output = capsys.readouterr().out
     for part in (
         "zaremba-small-ptb",

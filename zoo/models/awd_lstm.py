@@ -4,6 +4,7 @@ Merity, Keskar and Socher 2018, https://arxiv.org/abs/1708.02182; the authors' c
 https://github.com/salesforce/awd-lstm-lm
 """
 
+from zoo.errors import UserError
 from zoo.models.recurrent import RecurrentLanguageModel
 from zoo.optim import NonMonotonicSGD, Optimization
 from zoo.regularisers import (
@@ -56,6 +57,8 @@ class AWDLSTM(RecurrentLanguageModel):
         max_norm: float | None = 0.25,
         bptt: int | None = 70,
     ) -> None:
+        if num_layers < 1:
+            raise UserError(f"num_layers is {num_layers}; it must be 1 or more")
         dropout = LockedDropout if locked else Dropout
         super().__init__(
             vocab_size,

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from zoo.errors import UserError
 from zoo.heads import MixtureOfSoftmaxes, TiedSoftmax
 from zoo.layers import GRU, LSTM, RNN, Recurrent, StateNoise
 from zoo.noise import Cell
@@ -62,6 +63,14 @@ class RecurrentLanguageModel(LanguageModel):
         bptt: int | None = None,
     ) -> None:
         super().__init__(vocab_size)
+        if not hidden_sizes:
+            raise UserError("hidden_sizes is empty; it must name the units of one layer or more")
+        if softmax == "tied" and hidden_sizes[-1] != embedding_size:
+            raise UserError(
+                f"the last layer has {hidden_sizes[-1]} units and the embedding {embedding_size}; tied, they are as many"
+            )
+        if isinstance(softmax, int) and softmax < 1:
+            raise UserError(f"softmax is {softmax}; a mixture takes 1 or more")
         self.optimization, self.max_norm, self.bptt = optimization, max_norm, bptt
         self.sums_steps = objective == "sum_of_steps"
         self.embedding = nn.Embedding(vocab_size, embedding_size)
