@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 import yaml
-from lightning import LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from datamodules.text import TextDataModule
+from datamodules.stream import Stream
+from datamodules.text import Split, TextDataModule
 from zoo import bundle, card, hub
-from zoo.callbacks import LastCheckpoint, LearningCurve, SurprisalFile, run_folder
+from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, SurprisalFile, run_folder
 from zoo.errors import UserError
+from zoo.evaluation import Evaluation
 from zoo.files import RECIPE, TOKENIZER
 from zoo.provenance import commit, hardware
 from zoo.tasks import LanguageModel, Task
@@ -89,6 +91,7 @@ class ZooCLI(LightningCLI):
 
     def __init__(self, command: str) -> None:
         self._command = command
+        self.best: BestWeights | None = None
         metal = torch.backends.mps.is_available()  # which has no float64, and so no exact sums
         super().__init__(
             Task,
@@ -115,6 +118,13 @@ class ZooCLI(LightningCLI):
         parser.add_class_arguments(card.Card, "card")
         if self._command == "fit":
             parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        else:
+            parser.add_subclass_arguments(
+                Evaluation,
+                "evaluation",
+                required=False,
+                help="How the text is scored, a class of zoo.evaluation (default: by the model's own probabilities).",
+            )
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self._command]
@@ -149,10 +159,26 @@ class ZooCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         weights = self._get(self.config, "weights")
+        fine_tuning = self._command == "fit" and self.model.optimization.fine_tuning
         if weights is not None:
-            self._take_weights(hub.find(weights).folder)
+            folder = hub.find(weights).folder
+            self._take_weights(folder)
+            measured = card.read(folder).measured
+            if fine_tuning and not (measured and measured.finished):
+                raise UserError(
+                    f"{weights} was cut short; fine-tuning goes on from a finished model: let its run end first"
+                )
+        elif fine_tuning and self._get(self.config, "ckpt_path") is None:
+            raise UserError("fine-tuning goes on from a finished model: name it with --weights")
         elif self._command != "fit" and self._get(self.config, "ckpt_path") is None:
             raise UserError(f"{self._command} needs trained weights: give a model's name, --weights or --ckpt_path")
+        if self._command != "fit" and (evaluation := self._get(self.config_init, "evaluation")) is not None:
+            if not isinstance(self.model, LanguageModel) or not isinstance(self.datamodule, TextDataModule):
+                raise UserError(
+                    "--evaluation is for a language model on a text; this is a "
+                    f"{type(self.model).__name__} on {type(self.datamodule).__name__}"
+                )
+            self.model.evaluation = evaluation
 
     def _take_weights(self, folder: Path) -> None:
         bundle.verify(folder)
@@ -169,11 +195,16 @@ class ZooCLI(LightningCLI):
             callbacks.append(RichProgressBar())
         if trainer.enable_model_summary is not False:
             callbacks.append(RichModelSummary())
+        if self._command != "fit" and self._get(self.config_init, "evaluation") is not None:
+            callbacks.append(Preparation())
         if self._command == "predict":
             callbacks.append(SurprisalFile(LOGS / self.name / "predictions.tsv"))
         if self._command == "fit":
             self.curve = LearningCurve()
             callbacks.append(self.curve)
+            if self.model.optimization.keeps_best:
+                self.best = BestWeights()
+                callbacks.append(self.best)
             if trainer.logger in (None, True):
                 board = TensorBoardLogger(LOGS, self.name)
                 kwargs["logger"] = [CSVLogger(LOGS, self.name, version=board.version), board]
@@ -191,7 +222,7 @@ class ZooCLI(LightningCLI):
         if options.fast_dev_run or not isinstance(self.model, LanguageModel):
             return
         whole = options.limit_train_batches in (None, 1.0) and trainer.max_steps == -1
-        finished = whole and trainer.current_epoch == trainer.max_epochs
+        finished = whole and (trainer.current_epoch == trainer.max_epochs or trainer.should_stop)
         training = {
             "epochs": trainer.current_epoch,
             "updates": trainer.global_step,
@@ -206,6 +237,9 @@ class ZooCLI(LightningCLI):
         described = card.Card(**self._get(self.config, "card").as_dict())
         if self.recipe_changed:
             described.notes.append("Trained with options beside the recipe; `config.yaml` here holds what was used.")
+        if self.best and self.best.epoch:
+            training["epoch_kept"] = self.best.epoch
+            self.model.load_state_dict(self.best.weights)
         weights = bundle.stored_weights(self.model)
         self.model.load_state_dict(weights)
         measured = card.Measured(
@@ -237,14 +271,23 @@ class ZooCLI(LightningCLI):
     def after_predict(self) -> None:
         """Says where the surprisals lie."""
         if self.trainer.is_global_zero:
-            print(f"the surprisal of every token: {LOGS / self.name / 'predictions.tsv'}")
+            print(f"the surprisal of every token{self._evaluation()}: {LOGS / self.name / 'predictions.tsv'}")
 
     def _report(self, split: str) -> None:
         if isinstance(self.model, LanguageModel) and self.trainer.is_global_zero:
             value, predictions = self.model.measured[split]
             print(
                 f"{self.name}: {self.model.metric_unit} {value:.6g} over {predictions:,} predictions of the {split} text"
+                + self._evaluation()
             )
+
+    def _evaluation(self) -> str:
+        """What is printed of the evaluation, where there is one."""
+        chosen = self._get(self.config, "evaluation")
+        if chosen is None:
+            return ""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in chosen.get("init_args", {}).items())
+        return f", by {chosen.class_path.rsplit('.', 1)[-1]}({arguments})"
 
     def _measure(self) -> list[card.Result]:
         """Both splits whole; those that the options cut or leave out are left out."""
@@ -273,6 +316,32 @@ class ZooCLI(LightningCLI):
         sections = {key: dump[key] for key in ("seed_everything", "model", "data", "card")}
         sections["trainer"] = {key: v for key, v in changed.items() if not _INCIDENTAL.fullmatch(f"--trainer.{key}")}
         return yaml.safe_dump(sections, sort_keys=False), True
+
+
+class Preparation(Callback):
+    """Checks the evaluation of a language model against the text, and lets it see the training text, before it begins.
+
+    In the trainer's hooks, where the weights of a checkpoint are in their places.
+    """
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare(trainer, pl_module, "validation")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare(trainer, pl_module, "test")
+
+    def _prepare(self, trainer: Trainer, model: LightningModule, split: Split) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(model, LanguageModel)
+        model.evaluation.check(len(data.ids(split)) - 1)
+        if model.evaluation.training_windows is not None:
+            if trainer.is_global_zero:
+                print(f"{type(model.evaluation).__name__} reads the training text first")
+            columns, steps = model.evaluation.training_windows
+            model.evaluation.prepare(model, Stream(data.ids("train"), columns, steps, name="training text"))
 
 
 def _run_name(config: Any) -> str:

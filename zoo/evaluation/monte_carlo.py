@@ -1,0 +1,67 @@
+"""Monte-Carlo dropout: the noise of training stays on, and the probabilities of many passes are averaged."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+from zoo.evaluation.ensemble import mean_of
+from zoo.score import Evaluation, Plain, Scorer
+from zoo.tasks import LanguageModel
+
+
+class MonteCarlo(Evaluation):
+    """The mean of the probabilities of `samples` passes with the regularisers' noise on.
+
+        p = (1 / samples) sum over the passes of p(w | masks of the pass)
+
+    Each pass carries a state of its own and draws its masks anew in every window, those that the batch shares too. What
+    keeps statistics in buffers, such as batch normalisation, stays in evaluation mode and so as it was. Gal and Ghahramani
+    2016, "A theoretically grounded application of dropout in recurrent neural networks", arXiv 1512.05287, section 4; the
+    paper averages 1,000 passes, and its code draws the masks once for the whole text.
+
+    `seed` makes the masks repeatable and leaves torch's global generators as they were; without it they come from those.
+    """
+
+    def __init__(self, samples: int = 10, seed: int | None = None) -> None:
+        if samples < 1:
+            raise UserError(f"samples is {samples}; it must be 1 or more")
+        self.samples, self.seed = samples, seed
+
+    def begin(self, model: LanguageModel) -> Scorer:
+        scorer = mean_of([Plain().begin(model) for _ in range(self.samples)])
+        seeds = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
+        @torch.no_grad()
+        def score(inputs: Tensor, targets: Tensor) -> Tensor:
+            with _noisy(model), _seeded(seeds, model.device):
+                return scorer(inputs, targets)
+
+        return score
+
+
+@contextmanager
+def _noisy(model: nn.Module) -> Iterator[None]:
+    """Training mode for all modules but those with buffers of their own, which training would change."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        if next(module.buffers(recurse=False), None) is None:
+            module.training = True
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _seeded(seeds: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """Torch's generators at the next of the seeds, and afterwards where they were; without seeds they go on."""
+    if seeds is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(torch.empty((), dtype=torch.int64).random_(generator=seeds)))
+        yield
