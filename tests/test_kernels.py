@@ -323,7 +323,9 @@ def test_the_compiled_code_is_cached_and_a_broken_build_leaves_nothing(tmp_path,
 def compiler_without_openmp(tmp_path, monkeypatch):
     """Its libraries are empty, but it is fast."""
     compiler = tmp_path / "c++"
-    compiler.write_text('#!/bin/sh\ncase "$*" in --version) exit;; *-fopenmp*) exit 1;; esac\nfor last; do :; done\n: > "$last"\n')
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in --version) exit;; *-fopenmp*) exit 1;; esac\nfor last; do :; done\n: > "$last"\n'
+    )
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
