@@ -92,7 +92,7 @@ trouble; it ranks nothing for large ones.
   matrix for each example, here {UNITS} x 10,000 numbers for each of {BATCH * BPTT} words; its like on the recurrent
   matrix is weight drop. A GRU has no cell to drop (RNNDrop), and no second state to share zoneout's mask.
 
-Trained on {{machines}}; milliseconds are the median update of a row there."""
+Trained on {{machines}}; milliseconds are the processor's time of the median update of a row there."""
 
 
 class Naive(StateRegulariser):
@@ -260,7 +260,7 @@ class Result(NamedTuple):
 
 
 class Curve(Callback):
-    """The validations, the weights of the best, the time of every update."""
+    """The validations, the weights of the best, the processor's time of every update, on one thread."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
@@ -269,10 +269,10 @@ class Curve(Callback):
         self._start = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        self._start = time.perf_counter()
+        self._start = time.process_time()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._start)
+        self.seconds.append(time.process_time() - self._start)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
