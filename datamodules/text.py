@@ -27,7 +27,8 @@ class TextDataModule(LightningDataModule):
     (`tokenizer_of`), and pass the rest.
 
     `random_bptt` draws the length of each training window around `bptt`, anew in every epoch, at most `max_bptt`
-    (`datamodules.stream.RandomWindows`); `torch.initial_seed()`, which `seed_everything` sets, and the epoch decide them.
+    (`datamodules.stream.RandomWindows`); `torch.initial_seed()`, which `seed_everything` sets, and the epoch decide them. A
+    single `train_dataloader()` has those of its epoch for good: give the trainer the data module.
     `tokenizer` names a `tokenizer.json`, or a folder with one, to use in place of the vocabulary of the training text.
     """
 

@@ -10,7 +10,7 @@ from lightning import Callback, seed_everything
 
 from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
-from zoo import bundle
+from zoo import bundle, card
 from zoo.callbacks import BestWeights, LastCheckpoint
 from zoo.cli import main
 from zoo.errors import UserError
@@ -143,7 +143,7 @@ def test_a_run_that_diverges_names_the_last_good_checkpoint(after, data_tree, tm
                 model.softmax.bias[0] = math.nan
 
     model.on_train_batch_start = poison
-    with pytest.raises(UserError, match=rf"the loss is nan at update {after + 1}: the run diverged; ") as raised:
+    with pytest.raises(UserError, match=rf"the loss of update {after + 1} is not finite: the run diverged; ") as raised:
         trainer.fit(model, datamodule=data)
     file = tmp_path / "checkpoints" / "last.ckpt"
     assert (str(file) in str(raised.value)) == file.exists() == bool(after)
@@ -151,6 +151,13 @@ def test_a_run_that_diverges_names_the_last_good_checkpoint(after, data_tree, tm
         stored = torch.load(file, weights_only=True)
         assert stored["global_step"] == after
         assert all(value.isfinite().all() for value in stored["state_dict"].values())
+
+
+def test_a_run_without_checkpoints_stops_too(data_tree):
+    data = PennTreebank(root=str(data_tree), batch_size=16, bptt=15)
+    model = Zaremba(data.tokenizer.vocab_size, 6, learning_rate=1e36, max_norm=1e36)
+    with pytest.raises(UserError, match=r"the loss of update [23] is not finite: .*no checkpoint was written before"):
+        quiet_trainer(max_epochs=1).fit(model, datamodule=data)
 
 
 def test_weights_that_are_not_finite_are_not_saved(data_tree, tmp_path):
@@ -165,7 +172,7 @@ def test_weights_that_are_not_finite_are_not_saved(data_tree, tmp_path):
     model.on_before_optimizer_step = lambda optimizer: model.softmax.bias.grad.fill_(math.inf)
     model.max_norm = None
     with pytest.raises(
-        UserError, match=r"softmax\.bias is no longer finite at update 1: .*no checkpoint was written before it"
+        UserError, match=r"softmax\.bias is not finite after 1 updates: .*no checkpoint was written before"
     ):
         trainer.fit(model, datamodule=data)
 
@@ -199,3 +206,23 @@ class TestFromTheCommandLine:
         with pytest.raises(SystemExit):
             main([*tuning, "--weights", folder])
         assert f"{folder} was cut short; fine-tuning goes on from a finished model" in capsys.readouterr().err
+
+    def test_a_fine_tuning_that_never_improves_keeps_what_it_began_with(self, options):
+        main([*options, "--trainer.max_epochs=2", "--model.optimization.learning_rate=5"])
+        folder = Path("logs/awd-lstm-ptb/version_0/awd-lstm-ptb")
+        tuning = ["--model.optimization.fine_tuning=true", "--model.optimization.learning_rate=3000"]
+        main([*options, *tuning, f"--weights={folder}", "--name=tuned", "--trainer.max_epochs=1"])
+        tuned = Path("logs/tuned/version_0/tuned")
+        assert "epoch kept: 0" in (tuned / "README.md").read_text()
+        assert (tuned / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+    def test_a_run_that_is_stopped_from_outside_is_not_finished(self, options):
+        main([*options, "--trainer.max_epochs=1000", "--trainer.max_time=00:00:00:01"])
+        assert not card.read(Path("logs/awd-lstm-ptb/version_0/awd-lstm-ptb")).measured.finished
+
+    def test_a_limit_of_the_training_is_none_of_the_scoring(self, options, capsys):
+        main([*options, "--trainer.max_steps=2", "--trainer.limit_val_batches=1"])
+        main(["validate", "logs/awd-lstm-ptb/version_0/awd-lstm-ptb"])
+        predictions = len(PennTreebank().ids("validation")) - 1
+        assert predictions > 200
+        assert f" over {predictions:,} predictions" in capsys.readouterr().out

@@ -135,7 +135,7 @@ def test_the_rate_follows_the_windows_length(data_tree):
 
 
 def test_trains_as_a_plain_loop_of_torchs_parts_does(data_tree):
-    """Two epochs without noise but with both penalties, weight decay, the clip and random windows, written once more."""
+    """An epoch without noise but with both penalties, weight decay, the clip and random windows, written once more."""
     torch.manual_seed(3)
     data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20, random_bptt=True)
     options = dict.fromkeys(
@@ -199,7 +199,9 @@ def test_a_mixture_of_softmaxes_is_the_weighted_sum_of_them():
     ("options", "message"),
     [
         ({"output_size": 7}, "the last layer has 7 units and the embedding 6"),
-        ({"softmaxes": 0, "output_size": 7}, "the last layer has 7 units"),
+        ({"softmaxes": 0}, "softmaxes is 0"),
+        ({"latent_dropout": 0.5}, "latent_dropout is 0.5"),
+        ({"num_layers": 1}, "hidden_size is 9 and the one layer's output 6"),
         ({"num_layers": 0}, "num_layers is 0"),
     ],
 )

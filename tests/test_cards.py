@@ -36,7 +36,11 @@ def test_what_is_rendered_is_read_back(tmp_path):
         "perplexity per word",
         [card.Result("validation", 119.7, 73_759), card.Result("test", 113.8, 82_429)],
         {"seed": 1, "epochs": 13},
-        evaluations=[card.Evaluated("cache", "--evaluation zoo.evaluation.Cache", {"test": 99.5}, "a remark")],
+        evaluations=[
+            card.Evaluated(
+                "cache", "--evaluation zoo.evaluation.Cache", [card.Result("test", 99.5, 82_429)], "a remark"
+            )
+        ],
     )
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"card": vars(chosen)}))
     (tmp_path / "README.md").write_text(card.render(tmp_path.name, chosen, measured))

@@ -64,6 +64,11 @@ def test_without_dropout_it_is_the_model_itself():
     torch.testing.assert_close(FraternalLSTM(model, kappa=9.0).loss(WINDOW, None), model.loss(WINDOW, None))
 
 
+def test_its_objective_is_the_models():
+    nll = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert FraternalLSTM(Zaremba(30, 6)).objective(nll) == Zaremba(30, 6).objective(nll) == 5.0
+
+
 def test_evaluation_is_the_models():
     model = MODELS["awd"]().eval()
     fraternal = FraternalLSTM(model).eval()
@@ -92,7 +97,7 @@ def test_it_trains_with_the_models_own_optimiser(data_tree):
     losses = []
     fraternal.on_train_batch_end = lambda *_: losses.append(trainer.callback_metrics["train/loss"].item())
     trainer.fit(fraternal, datamodule=data)
-    assert (fraternal.max_norm, fraternal.bptt) == (0.25, 20)
+    assert (fraternal.max_norm, fraternal.bptt, fraternal.sums_steps) == (0.25, 20, False)
     assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.1
     assert trainer.optimizers[0].history
 

@@ -8,6 +8,7 @@ import torch
 from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.errors import UserError
+from zoo.evaluation import DynamicEvaluation
 from zoo.metrics import token_nll
 from zoo.models import Zaremba
 from zoo.tokenizer import EOS, UNK, Tokenizer
@@ -139,6 +140,12 @@ class TestScore:
         model.tokenizer = Tokenizer.characters(["a", "\n"])
         with pytest.raises(UserError, match="empty"):
             model.score("")
+
+    def test_an_evaluation_that_cannot_begin_leaves_the_model_in_its_mode(self, model):
+        model.train()
+        with pytest.raises(UserError, match="needs statistics of the training text"):
+            model.score("the bank rose", DynamicEvaluation())
+        assert model.training
 
     def test_a_model_without_a_vocabulary_says_so(self, model):
         model.tokenizer = None

@@ -178,9 +178,10 @@ def test_committed_weights_have_the_cards_numbers(recipe, real_datasets, capsys,
     for evaluated in measured.evaluations:
         if not evaluated.repeatable:
             continue
-        for split, expected in evaluated.results.items():
-            command = "test" if split == "test" else "validate"
+        for result in evaluated.results:
+            command = "test" if result.split == "test" else "validate"
             main([command, recipe.name, *evaluated.options.split(), "--trainer.enable_progress_bar=false"])
             line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(recipe.name))
             value = float(line.split(" over ")[0].rsplit(maxsplit=1)[1])
-            assert value == pytest.approx(expected, rel=1e-3)
+            assert value == pytest.approx(result.value, rel=1e-3)
+            assert f" over {result.predictions:,} predictions" in line

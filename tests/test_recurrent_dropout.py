@@ -47,17 +47,11 @@ def test_the_loss_is_summed_over_the_steps():
 
 def test_the_rate_falls_whenever_validation_does_not_improve(data_tree):
     data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20)
-    model = RecurrentDropoutLSTM(data.tokenizer.vocab_size, hidden_size=4, learning_rate=0.0)
+    model = RecurrentDropoutLSTM(data.tokenizer.vocab_size, hidden_size=4, learning_rate=9.0)
     trainer = quiet_trainer(max_epochs=4, limit_train_batches=2, limit_val_batches=1)
     rates = []
 
-    def epoch():
-        for group in trainer.optimizers[0].param_groups:
-            rates.append(group["lr"])
-            group["lr"] = rates[-1]
-
-    model.on_train_epoch_start = epoch
-    model.optimization._optimizer.keywords["lr"] = 9.0
+    model.on_train_epoch_start = lambda: rates.append(trainer.optimizers[0].param_groups[0]["lr"])
     model.on_before_optimizer_step = lambda optimizer: [p.grad.zero_() for p in model.parameters()]
     trainer.fit(model, datamodule=data)
     assert rates == pytest.approx([9, 9, 6, 4])

@@ -25,54 +25,38 @@ class LastCheckpoint(Checkpoint):
     """Keeps `checkpoints/last.ckpt` in the run's folder: every `every_n_train_steps` updates and after every epoch.
 
     Lightning's ModelCheckpoint would also write on an epoch's last update, before that epoch's validation, which a resumed
-    run then leaves out. A loss or a weight that is not finite ends the run with a `UserError`, and the checkpoint stays the
-    last good one.
+    run then leaves out.
     """
 
     def __init__(self, every_n_train_steps: int = 500) -> None:
         if every_n_train_steps < 1:
             raise UserError(f"every_n_train_steps is {every_n_train_steps}; it must be 1 or more")
         self.every_n_train_steps = every_n_train_steps
+        self.last_model_path = ""
+        """Where the newest checkpoint lies; the name is Lightning's."""
         self._saved = 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         step = trainer.global_step
-        if not math.isfinite(loss := float(outputs["loss"])):
-            raise self._diverged(trainer, f"the loss is {loss}")
         due = step % self.every_n_train_steps == 0 or step == trainer.max_steps
         # The step stands still while gradients accumulate, and those are in no checkpoint.
         if due and step != self._saved and not trainer.is_last_batch:
-            self._save(trainer, pl_module)
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # An epoch cut short by max_steps ends too, and would be saved as if it were complete.
         if trainer.is_last_batch:
-            self._save(trainer, pl_module)
+            self._save(trainer)
 
-    def _save(self, trainer: Trainer, model: LightningModule) -> None:
+    def _save(self, trainer: Trainer) -> None:
         """Replaces the old checkpoint in one move: at any moment there is a whole one."""
-        for name, parameter in model.named_parameters():
-            if not parameter.isfinite().all():
-                raise self._diverged(trainer, f"{name} is no longer finite")
         self._saved = trainer.global_step
         file = run_folder(trainer) / "checkpoints" / "last.ckpt"
         written = file.with_suffix(".new")
         trainer.save_checkpoint(written)
         if trainer.is_global_zero:
             os.replace(written, file)
-
-    def _diverged(self, trainer: Trainer, what: str) -> UserError:
-        file = run_folder(trainer) / "checkpoints" / "last.ckpt"
-        good = (
-            f"the last good checkpoint is {file} (--ckpt_path)"
-            if file.exists()
-            else "no checkpoint was written before it"
-        )
-        return UserError(
-            f"{what} at update {trainer.global_step:,}: the run diverged; {good}. A lower learning rate may help"
-        )
+        self.last_model_path = str(file)
 
 
 class BestWeights(Callback):
@@ -83,16 +67,20 @@ class BestWeights(Callback):
     def __init__(self) -> None:
         self.value = math.inf
         self.epoch = 0
-        """Counted from 1; 0 before the first validation."""
+        """Counted from 1; 0 before the first validation, or for the weights that a fine-tuning begins with."""
         self.weights: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, LanguageModel)
-        value, _ = pl_module.measured["validation"]
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not value < self.value:
-            return
-        self.value, self.epoch = value, trainer.current_epoch + 1
-        self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in pl_module.state_dict().items()}
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            assert isinstance(pl_module, LanguageModel)
+            self.take(pl_module, trainer.current_epoch + 1)
+
+    def take(self, model: LanguageModel, epoch: int) -> None:
+        """Keeps the model's weights if its last validation was the best so far."""
+        value, _ = model.measured["validation"]
+        if value < self.value:
+            self.value, self.epoch = value, epoch
+            self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value, "epoch": self.epoch, "weights": self.weights}

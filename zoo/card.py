@@ -6,7 +6,7 @@ the card, and the table of models, are written from there and from the recipe.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,7 @@ class Evaluated:
     options: str
     """What `validate` and `test` are given for it."""
 
-    results: dict[str, float]
-    """By split."""
-
+    results: list[Result]
     note: str = ""
     repeatable: bool = True
     """False where it takes weights that are stored nowhere."""
@@ -130,7 +128,10 @@ def _measured(file: Path) -> Measured | None:
             Result(r["dataset"]["split"], r["metrics"][0]["value"], r["metrics"][0]["args"]["predictions"])
             for r in model["results"]
         ]
-        evaluations = [Evaluated(**evaluation) for evaluation in matter["measured"].pop("evaluations", [])]
+        evaluations = [
+            Evaluated(**each | {"results": [Result(**result) for result in each["results"]]})
+            for each in matter["measured"].pop("evaluations", [])
+        ]
         return Measured(results=results, evaluations=evaluations, **matter["measured"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{file}: the front matter is not a card's: {error!r}") from error
@@ -179,7 +180,7 @@ def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
                 "metric": measured.metric,
                 "finished": measured.finished,
                 "training": measured.training,
-                **({"evaluations": [vars(each) for each in measured.evaluations]} if measured.evaluations else {}),
+                **({"evaluations": [asdict(each) for each in measured.evaluations]} if measured.evaluations else {}),
             },
         }
     return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
@@ -233,7 +234,8 @@ def _evaluations(name: str, measured: Measured) -> str:
     rows = [f"| {measured.metric} | validation | test |", "|---|---|---|"]
     commands = []
     for each in measured.evaluations:
-        rows.append(f"| {each.title} | {number(each.results.get('validation'))} | {number(each.results.get('test'))} |")
+        values = {result.split: result.value for result in each.results}
+        rows.append(f"| {each.title} | {number(values.get('validation'))} | {number(values.get('test'))} |")
         commands.append(f"python cli.py test {name} {each.options}")
     text = "The constants were chosen on the validation text alone."
     notes = "\n".join(f"- {each.title}: {each.note}" for each in measured.evaluations if each.note)

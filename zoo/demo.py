@@ -91,4 +91,5 @@ def _train(console: Console, seconds: float, updates: int) -> None:
     console.print("after:\n" + model.generate("ROMEO:\n", tokens=300, temperature=0.7, seed=1))
     trainer.test(model, datamodule=data, verbose=False)
     bits, characters = model.measured["test"]
-    console.print(f"{bits:.3f} bits per character over {characters:,} held-out characters after {seconds:.0f} seconds")
+    after = f"after {trainer.global_step:,} updates"
+    console.print(f"{bits:.3f} bits per character over {characters:,} held-out characters {after}")

@@ -83,7 +83,11 @@ def _recipe(found: hub.Found, as_it_stands: bool) -> list[str]:
     """The options for a model's recipe: as it stands to train one of our own, else only what may run from anywhere."""
     if as_it_stands and not found.from_hub:
         return ["--config", str(found.folder / RECIPE)]
-    return ["--name", found.name, "--config", json.dumps(bundle.read_recipe(found.folder))]
+    recipe = bundle.read_recipe(found.folder)
+    if not as_it_stands:
+        # A training that was cut short says nothing of how much text is to be scored.
+        recipe["trainer"] = {name: value for name, value in recipe["trainer"].items() if not name.startswith("limit_")}
+    return ["--name", found.name, "--config", json.dumps(recipe)]
 
 
 class ZooCLI(LightningCLI):
@@ -216,13 +220,19 @@ class ZooCLI(LightningCLI):
                 kwargs["logger"] = False
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
+    def before_fit(self) -> None:
+        """Where fine-tuning begins, the model to beat is the one that it begins with."""
+        if self.best and self.model.optimization.fine_tuning and self._get(self.config, "ckpt_path") is None:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            self.best.take(self.model, epoch=0)
+
     def after_fit(self) -> None:
         """Leaves the run's model as a bundle; where the schedule came to its end, measured on what is stored."""
         trainer, options = self.trainer, self._get(self.config, "trainer")
         if options.fast_dev_run or not isinstance(self.model, LanguageModel):
             return
         whole = options.limit_train_batches in (None, 1.0) and trainer.max_steps == -1
-        finished = whole and (trainer.current_epoch == trainer.max_epochs or trainer.should_stop)
+        finished = whole and (trainer.current_epoch == trainer.max_epochs or self.model.ended)
         training = {
             "epochs": trainer.current_epoch,
             "updates": trainer.global_step,
@@ -237,7 +247,7 @@ class ZooCLI(LightningCLI):
         described = card.Card(**self._get(self.config, "card").as_dict())
         if self.recipe_changed:
             described.notes.append("Trained with options beside the recipe; `config.yaml` here holds what was used.")
-        if self.best and self.best.epoch:
+        if self.best and self.best.weights:
             training["epoch_kept"] = self.best.epoch
             self.model.load_state_dict(self.best.weights)
         weights = bundle.stored_weights(self.model)

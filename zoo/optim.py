@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from functools import partial
 from itertools import accumulate
 from typing import Any, overload
@@ -19,7 +20,7 @@ from zoo.errors import UserError
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-class ValidatedSGD(Optimizer):
+class ValidatedSGD(Optimizer, ABC):
     """SGD, without momentum, that learns after every validation how the text was predicted.
 
         p <- p - lr (g + weight_decay p)
@@ -65,12 +66,12 @@ class ValidatedSGD(Optimizer):
     _own: tuple[str, ...] = ("history",)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "validated": {name: getattr(self, name) for name in self._own}}
+        return {**super().state_dict(), "validated": deepcopy({name: getattr(self, name) for name in self._own})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        for name, value in state_dict["validated"].items():
-            setattr(self, name, list(value) if isinstance(value, list) else value)
+        for name, value in deepcopy(state_dict["validated"]).items():
+            setattr(self, name, value)
 
 
 class NTASGD(ValidatedSGD):
@@ -191,7 +192,7 @@ class PlateauSGD(ValidatedSGD):
     @torch.no_grad()
     def observe(self, value: float) -> bool:
         parameters = [p for group in self.param_groups for p in group["params"]]
-        if not self.history or value < self.history[0]:
+        if not self.history or not value >= self.history[0]:
             self.history, self.failures = [value], 0
             if self.reload_best:
                 for parameter in parameters:
@@ -280,11 +281,13 @@ class NonMonotonicSGD(Optimization):
         non_monotone: int = 5,
         fine_tuning: bool = False,
     ) -> None:
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.non_monotone, self.fine_tuning = non_monotone, fine_tuning
+        self.fine_tuning = fine_tuning
+        self._optimizer = partial(
+            NTASGD, lr=learning_rate, weight_decay=weight_decay, non_monotone=non_monotone, fine_tuning=fine_tuning
+        )
 
     def configure(self, model: LightningModule) -> OptimizerLRScheduler:
-        return NTASGD(model.parameters(), self.learning_rate, self.weight_decay, self.non_monotone, self.fine_tuning)
+        return self._optimizer(model.parameters())
 
 
 class ReduceOnPlateauSGD(Optimization):
@@ -357,7 +360,7 @@ class StepAdam(Optimization):
 
 
 class OneCycleAdam(Optimization):
-    """Adam along `OneCycle`, whose four phases last `epochs`; the last model is kept."""
+    """Adam along `OneCycle`, whose phases last `epochs`, each of as many windows as the first; the last model is kept."""
 
     def __init__(
         self,
@@ -379,8 +382,12 @@ class OneCycleAdam(Optimization):
             weight_decay=self.weight_decay,
         )
         # Not the trainer's own estimate: that loads the data before a resumed run has its position.
-        data: Any = model.trainer
-        an_epoch = len(data.datamodule.train_dataloader())
+        trainer: Any = model.trainer
+        if trainer.datamodule is None:
+            raise UserError(
+                "OneCycleAdam takes the length of an epoch from a data module: give the fit one (datamodule)"
+            )
+        an_epoch = len(trainer.datamodule.train_dataloader())
         first, second, third, fourth = (round(epochs * an_epoch) for epochs in self.epochs)
         schedule = OneCycle(optimizer, self.learning_rate, (first, second, third, fourth), self.div, self.momentum)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -138,10 +138,10 @@ def score(model: "LanguageModel", text: str, evaluation: Evaluation) -> Score:
 def surprisals(model: "LanguageModel", ids: list[int], evaluation: Evaluation) -> Iterator[list[float]]:
     """-ln p of each id, a window at a time, in evaluation mode."""
     training, device = model.training, model.device
-    model.eval()
-    scorer = evaluation.begin(model)
     previous = first_context(model)
     try:
+        model.eval()
+        scorer = evaluation.begin(model)
         for start in range(0, len(ids), _WINDOW):
             window = torch.tensor([previous, *ids[start : start + _WINDOW]], device=device).unsqueeze(1)
             yield scorer(window[:-1], window[1:]).squeeze(1).tolist()

@@ -33,8 +33,8 @@ class DynamicEvaluation(Evaluation):
 
     With statistics "none" M + epsilon and D are 1: plain gradient descent, which wants a far greater learning rate.
 
-    The model itself never changes: the adapted weights, as many again, belong to the text's scorer. A text's last segment
-    may be shorter, and so is a window's last one where `segment` does not divide its length.
+    The model itself never changes: the adapted weights and two constants for each belong to the text's scorer. A text's
+    last segment may be shorter, and so is a window's last one where `segment` does not divide its length.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class DynamicEvaluation(Evaluation):
     def begin(self, model: LanguageModel) -> Scorer:
         with _gradients():
             pupil = _Pupil.of(model)
-            trained = [weight.detach().clone() for weight in pupil.weights]
+            trained = [weight.detach() for weight in model.parameters()]
             decays, rates = self._constants(pupil)
         state = None
 

@@ -34,12 +34,14 @@ class Ensemble(Evaluation):
         return ensemble
 
     def begin(self, model: LanguageModel) -> Scorer:
-        if self._models is None:
-            self._models = {name: _load(name) for name in self.members}
+        with torch.inference_mode(False):  # weights made or moved within it could never be trained
+            if self._models is None:
+                self._models = {name: _load(name) for name in self.members}
+            for member in self._models.values():
+                member.to(model.device)
         for name, member in self._models.items():
             _check(name, member, model)
-        members = [member.to(model.device) for member in self._models.values()]
-        return mean_of([Plain().begin(model), *map(_in_evaluation, members)])
+        return mean_of([Plain().begin(model), *map(_in_evaluation, self._models.values())])
 
 
 def mean_of(scorers: list[Scorer]) -> Scorer:

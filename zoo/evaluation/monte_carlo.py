@@ -62,6 +62,6 @@ def _seeded(seeds: torch.Generator | None, device: torch.device) -> Iterator[Non
     if seeds is None:
         yield
         return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
         torch.manual_seed(int(torch.empty((), dtype=torch.int64).random_(generator=seeds)))
         yield

@@ -59,11 +59,20 @@ class AWDLSTM(RecurrentLanguageModel):
     ) -> None:
         if num_layers < 1:
             raise UserError(f"num_layers is {num_layers}; it must be 1 or more")
+        last = output_size or embedding_size
+        if num_layers == 1 and hidden_size != last:
+            raise UserError(f"hidden_size is {hidden_size} and the one layer's output {last}; they must be the same")
+        if softmaxes < 1:
+            raise UserError(f"softmaxes is {softmaxes}; it must be 1 or more")
+        if softmaxes == 1 and latent_dropout:
+            raise UserError(
+                f"latent_dropout is {latent_dropout}, and one softmax has no latent vectors; set softmaxes too"
+            )
         dropout = LockedDropout if locked else Dropout
         super().__init__(
             vocab_size,
             embedding_size,
-            [hidden_size] * (num_layers - 1) + [output_size or embedding_size],
+            [hidden_size] * (num_layers - 1) + [last],
             optimization or NonMonotonicSGD(),
             embedding_dropout=EmbeddingDropout(embedding_dropout),
             input_dropout=dropout(input_dropout),

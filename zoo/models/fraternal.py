@@ -30,7 +30,8 @@ class FraternalLSTM(LanguageModel):
 
     Loss, optimiser, clip and penalties are those of the `model`; of the penalties each pass has its own. In training the
     carried state is zeroed before a window with probability `forget`. The second pass doubles the time of an update. Of a
-    mixture of softmaxes the log-probabilities stand for the logits.
+    mixture of softmaxes the log-probabilities stand for the logits. The term of kappa is a mean even where the model's loss
+    is a sum over the steps.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class FraternalLSTM(LanguageModel):
         if variant not in ("fraternal", "pi", "expectation_linear"):
             raise UserError(f"variant is {variant!r}; it must be 'fraternal', 'pi' or 'expectation_linear'")
         self.model, self.kappa, self.variant, self.forget = model, kappa, variant, forget
-        self.optimization, self.max_norm, self.bptt = model.optimization, model.max_norm, model.bptt
+        self.optimization, self.max_norm = model.optimization, model.max_norm
+        self.bptt, self.sums_steps = model.bptt, model.sums_steps
 
     def encode(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         return self.model.encode(tokens, state)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import distributed
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from zoo.errors import UserError
@@ -30,6 +30,7 @@ class Task(LightningModule):
     """How the weights descend."""
 
     _resumed: dict[str, Any] | None = None
+    _diverged: Tensor | None = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return self.optimization.configure(self)
@@ -51,8 +52,40 @@ class Task(LightningModule):
     def load_running_state(self, state: dict[str, Any]) -> None:
         """Puts back what `running_state` gave."""
 
+    def watch(self, loss: Tensor) -> None:
+        """Takes an update's loss; one that is not finite ends the run with a `UserError`.
+
+        On a GPU the losses are looked at together, every 50 updates, for each look waits for the GPU; of several processes
+        none looks, as the others would wait for the one that stops: there the weights tell, when a checkpoint is written.
+        """
+        if self.trainer.world_size > 1:
+            return
+        step = self.trainer.global_step + 1
+        bad = torch.where(loss.detach().isfinite(), 0, step)
+        self._diverged = bad if self._diverged is None else torch.where(self._diverged > 0, self._diverged, bad)
+        if self.device.type == "cpu" or step % 50 == 0:
+            self._check_finite(weights=False)
+
+    def _check_finite(self, weights: bool) -> None:
+        if self._diverged is not None and (step := int(self._diverged)):
+            raise self._divergence(f"the loss of update {step:,} is not finite")
+        if weights:
+            names = [name for name, _ in self.named_parameters()]
+            finite = torch.stack([parameter.isfinite().all() for parameter in self.parameters()]).tolist()
+            if not all(finite):
+                raise self._divergence(
+                    f"{names[finite.index(False)]} is not finite after {self.trainer.global_step:,} updates"
+                )
+
+    def _divergence(self, what: str) -> UserError:
+        written = [str(getattr(callback, "last_model_path", "")) for callback in self.trainer.checkpoint_callbacks]
+        good = next(filter(None, [*written, self.trainer.ckpt_path]), None)
+        last = f"the last good checkpoint is {good} (--ckpt_path)" if good else "no checkpoint was written before"
+        return UserError(f"{what}: the run diverged; {last}. A lower learning rate may help")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the generators and the running state of every process."""
+        """Adds the generators and the running state of every process; refuses numbers that are not finite."""
+        self._check_finite(weights=True)
         own = {"generators": _generators(), "running": self.running_state()}
         ranks = [own]
         if self.trainer.world_size > 1:
@@ -71,6 +104,7 @@ class Task(LightningModule):
 
     def on_train_start(self) -> None:
         """Puts back the generators and the running state of the checkpoint."""
+        self._diverged = None
         if self._resumed is not None:
             self.load_running_state(self._resumed["running"])
             _set_generators(self._resumed["generators"])

@@ -61,7 +61,11 @@ class LanguageModel(Task):
     """Whether the loss is the mean over the batch of the sum over the steps, in the place of the mean over both."""
 
     bptt: int | None = None
-    """Where it is set, the learning rate is for windows of so many steps, and scales with a window's length."""
+    """Where it is set, the learning rate is for windows of so many steps, and scales with a window's length.
+
+    AWD-LSTM's code takes the length that was drawn even for an epoch's last window, which the text's end cuts short; this
+    takes the length that it has.
+    """
 
     evaluation: Evaluation = Plain()
     """How the validation and test texts are scored."""
@@ -74,6 +78,8 @@ class LanguageModel(Task):
         self.tokenizer: Tokenizer | None = None
         self.measured: dict[str, tuple[float, int]] = {}
         """By split, the metric of the last evaluation and the number of predictions it is of."""
+        self.ended = False
+        """Whether its own optimiser brought the training to its end."""
         self.penalties = nn.ModuleList()
         """Each a `Penalty` on the last layer's outputs, added to the training loss."""
         self._carried: State = None
@@ -161,6 +167,7 @@ class LanguageModel(Task):
         loss, nll, state = self.loss(batch, self._carried)
         self._carried = apply_to_collection(state, Tensor, Tensor.detach)
         self._metric("train").update(nll)
+        self.watch(loss)
         self.log("train/loss", nll.detach().mean(), prog_bar=True, batch_size=1)
         if self.trainer.is_last_batch:
             self._report("train")
@@ -196,7 +203,7 @@ class LanguageModel(Task):
         for optimizer in self._validated_optimizers():
             optimizer.swap()
             if not self.trainer.sanity_checking and optimizer.observe(self.measured["validation"][0]):
-                self.trainer.should_stop = True
+                self.trainer.should_stop = self.ended = True
 
     def _validated_optimizers(self) -> list[ValidatedSGD]:
         if self.trainer.state.fn != TrainerFn.FITTING:
@@ -212,6 +219,9 @@ class LanguageModel(Task):
     def predict_step(self, batch: Window, batch_idx: int) -> Tensor:
         """The surprisal of each target in nats, (T, B)."""
         return self._nll(batch, batch_idx)
+
+    def on_predict_end(self) -> None:
+        self._scorer = None
 
     def on_validation_epoch_end(self) -> None:
         self._finish("validation")
