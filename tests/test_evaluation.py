@@ -449,6 +449,18 @@ class TestEnsemble:
             model.score("a", evaluation=Ensemble(["three"]))
         assert one.vocab_size == model.vocab_size
 
+    def test_a_member_moved_while_scoring_can_still_be_trained(self, monkeypatch):
+        model, member = build(zaremba), build(awd_lstm)
+
+        def move(device):
+            for parameter in member.parameters():
+                parameter.data = parameter.data.clone()
+            return member
+
+        monkeypatch.setattr(member, "to", move)
+        model.score("a b c", Ensemble.of([member]))
+        assert not any(parameter.data.is_inference() for parameter in member.parameters())
+
     def test_other_vocabularies_are_refused(self):
         model, other = build(zaremba), build(awd_lstm)
         other.tokenizer = Tokenizer.words([EOS, UNK, *"abcdefgih"])
