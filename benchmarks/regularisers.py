@@ -28,7 +28,9 @@ from torch import Tensor
 from datamodules import PennTreebank
 from datamodules.stream import Stream
 from zoo.callbacks import DropoutCurriculum
+from zoo.layers import GRU, LSTM
 from zoo.models import FraternalLSTM, RecurrentLanguageModel
+from zoo.models.recurrent import stack
 from zoo.noise import Cell, Extent, Noise
 from zoo.optim import StepAdam
 from zoo.provenance import hardware
@@ -47,6 +49,7 @@ from zoo.regularisers import (
     StochasticDepth,
     TemporalActivationRegularisation,
     WeightDrop,
+    WeightRegulariser,
     Zoneout,
 )
 from zoo.regularisers.base import dropout_probability, inverted_mask
@@ -130,8 +133,10 @@ class Recipe(NamedTuple):
     """How a row differs from the unregularised network."""
 
     slots: dict[str, Any]
-    """What fills the slots of `RecurrentLanguageModel`."""
+    """What fills the slots of `RecurrentLanguageModel`; the two that follow are the layer's."""
 
+    state_noise: StateRegulariser | None = None
+    weight_noise: WeightRegulariser | None = None
     seed: int = 1
     curriculum: bool = False
     kappa: float | None = None
@@ -170,8 +175,8 @@ def series(cell: Twin) -> list[Series]:
         else Series("zoneout", "h", (0.05, 0.15), lambda h: _state(Zoneout(hidden=h))),
         *([Series("zoneout, shared mask", "p", (0.05, 0.15), _shared_zoneout)] if lstm else []),
         Series("stochastic depth", "p", (0.05, 0.15), lambda p: _state(StochasticDepth(p))),
-        Series("weight drop", "p", HALVES, lambda p: Recipe({"weight_noise": WeightDrop(p)})),
-        Series("weight noise", "std", (0.025, 0.075), lambda std: Recipe({"weight_noise": GaussianWeightNoise(std)})),
+        Series("weight drop", "p", HALVES, lambda p: Recipe({}, weight_noise=WeightDrop(p))),
+        Series("weight noise", "std", (0.025, 0.075), lambda std: Recipe({}, weight_noise=GaussianWeightNoise(std))),
         Series("AR", "alpha", (2, 10), lambda alpha: Recipe({"penalties": [ActivationRegularisation(alpha)]})),
         Series("TAR", "beta", (1, 10), lambda beta: Recipe({"penalties": [TemporalActivationRegularisation(beta)]})),
         Series("norm stabiliser", "beta", (5, 50), lambda beta: Recipe({"penalties": [NormStabiliser(beta)]})),
@@ -180,7 +185,7 @@ def series(cell: Twin) -> list[Series]:
 
 
 def _state(noise: StateRegulariser) -> Recipe:
-    return Recipe({"state_noise": noise})
+    return Recipe({}, state_noise=noise)
 
 
 def _vertical(noise: SequenceRegulariser) -> dict[str, Any]:
@@ -189,7 +194,7 @@ def _vertical(noise: SequenceRegulariser) -> dict[str, Any]:
 
 def _variational(p: float) -> Recipe:
     types = EmbeddingDropout(p, per="sequence")
-    return Recipe({**_vertical(LockedDropout(p)), "embedding_dropout": types, "state_noise": StateDropout(p)})
+    return Recipe({**_vertical(LockedDropout(p)), "embedding_dropout": types}, state_noise=StateDropout(p))
 
 
 def _shared_zoneout(p: float) -> Recipe:
@@ -201,9 +206,9 @@ def _awd(share: float) -> Recipe:
         {
             **_vertical(LockedDropout(0.4 * share)),
             "embedding_dropout": EmbeddingDropout(0.1 * share),
-            "weight_noise": WeightDrop(0.5 * share),
             "penalties": [ActivationRegularisation(2 * share), TemporalActivationRegularisation(share)],
-        }
+        },
+        weight_noise=WeightDrop(0.5 * share),
     )
 
 
@@ -291,9 +296,8 @@ def train(row: Row, updates: int, every: int) -> Result:
     model: LanguageModel = RecurrentLanguageModel(
         VOCABULARY,
         UNITS,
-        [UNITS],
+        stack({"lstm": LSTM, "gru": GRU}[row.cell], [UNITS, UNITS], recipe.state_noise, recipe.weight_noise),
         StepAdam(RATE, [], weight_decay=0.0),
-        row.cell,
         max_norm=MAX_NORM,
         **recipe.slots,
     )

@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy, linear
 from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.errors import UserError
+from zoo.layers import GRU, LSTM
 from zoo.metrics import token_nll
-from zoo.models import AWDLSTM
+from zoo.models import AWDLSTM, RecurrentLanguageModel
 from zoo.optim import NonMonotonicSGD
 
 TOKENS = torch.randint(30, (11, 5), generator=torch.Generator().manual_seed(0))
@@ -240,3 +241,19 @@ def test_dropout_is_where_the_authors_have_it():
         hidden, _ = plain(hidden)
     torch.testing.assert_close(run.hidden, hidden)
     torch.testing.assert_close(run.dropped, hidden * masks[3])
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "layers is empty"),
+        ([LSTM(5, 6)], "layer 1 takes inputs of 5, and what comes before it gives 6"),
+        ([LSTM(6, 7), GRU(6, 6)], "layer 2 takes inputs of 6, and what comes before it gives 7"),
+        ([LSTM(6, 3, bidirectional=True)], "layer 1 is bidirectional or batch_first"),
+        ([LSTM(6, 6, batch_first=True)], "layer 1 is bidirectional or batch_first"),
+        ([LSTM(6, 7)], "the last layer has 7 units and the embedding 6"),
+    ],
+)
+def test_layers_that_do_not_follow_one_another_are_named(layers, message):
+    with pytest.raises(UserError, match=message):
+        RecurrentLanguageModel(30, 6, layers, NonMonotonicSGD(), softmax="tied")

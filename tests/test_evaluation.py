@@ -16,9 +16,10 @@ from tests.conftest import quiet_trainer
 from tests.test_bundle import make
 from zoo.errors import UserError
 from zoo.evaluation import Cache, DynamicEvaluation, Ensemble, MonteCarlo, Plain, Temperature
-from zoo.layers import BatchNormLSTM
+from zoo.layers import GRU, RNN, BatchNormLSTM
 from zoo.metrics import token_nll
 from zoo.models import AWDLSTM, RecurrentLanguageModel, VariationalLSTM, Zaremba
+from zoo.models.recurrent import stack
 from zoo.optim import DecayedSGD
 from zoo.regularisers import Dropout, LockedDropout, Zoneout
 from zoo.tasks import LanguageModel
@@ -40,12 +41,12 @@ def awd_lstm():
 def mixture_of_grus():
     noise = Zoneout(hidden=0.3)
     descent = DecayedSGD(1.0, 4, 2.0)
-    return RecurrentLanguageModel(VOCABULARY, 6, [7], descent, cell="gru", state_noise=noise, softmax=2)
+    return RecurrentLanguageModel(VOCABULARY, 6, stack(GRU, [6, 7], noise), descent, softmax=2)
 
 
 def simple_network():
     descent = DecayedSGD(1.0, 4, 2.0)
-    return RecurrentLanguageModel(VOCABULARY, 6, [7, 5], descent, cell="rnn", output_dropout=LockedDropout(0.3))
+    return RecurrentLanguageModel(VOCABULARY, 6, stack(RNN, [6, 7, 5]), descent, output_dropout=LockedDropout(0.3))
 
 
 def variational():

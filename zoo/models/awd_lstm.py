@@ -5,7 +5,8 @@ https://github.com/salesforce/awd-lstm-lm
 """
 
 from zoo.errors import UserError
-from zoo.models.recurrent import RecurrentLanguageModel
+from zoo.layers import LSTM
+from zoo.models.recurrent import RecurrentLanguageModel, stack
 from zoo.optim import NonMonotonicSGD, Optimization
 from zoo.regularisers import (
     ActivationRegularisation,
@@ -72,13 +73,14 @@ class AWDLSTM(RecurrentLanguageModel):
         super().__init__(
             vocab_size,
             embedding_size,
-            [hidden_size] * (num_layers - 1) + [last],
+            stack(
+                LSTM, [embedding_size, *[hidden_size] * (num_layers - 1), last], weight_noise=WeightDrop(weight_drop)
+            ),
             optimization or NonMonotonicSGD(),
             embedding_dropout=EmbeddingDropout(embedding_dropout),
             input_dropout=dropout(input_dropout),
             hidden_dropout=dropout(hidden_dropout),
             output_dropout=dropout(output_dropout),
-            weight_noise=WeightDrop(weight_drop),
             penalties=[ActivationRegularisation(activation), TemporalActivationRegularisation(temporal_activation)],
             softmax=softmaxes if softmaxes > 1 else "tied",
             latent_dropout=latent_dropout,

@@ -1,13 +1,14 @@
 """What most of the papers' language models are made of: embedding, recurrent layers, softmax, and noise in its slots."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from zoo.errors import UserError
 from zoo.heads import MixtureOfSoftmaxes, TiedSoftmax
-from zoo.layers import GRU, LSTM, RNN, Recurrent, StateNoise
-from zoo.noise import Cell
+from zoo.layers import Recurrent, StateNoise
 from zoo.optim import Optimization
 from zoo.regularisers import (
     EmbeddingDropout,
@@ -19,8 +20,6 @@ from zoo.regularisers import (
 )
 from zoo.tasks import LanguageModel
 
-_LAYERS: dict[Cell, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-
 Objective = Literal["mean", "sum_of_steps"]
 
 
@@ -29,13 +28,12 @@ class RecurrentLanguageModel(LanguageModel):
 
         embedding, embedding_dropout -> input_dropout -> layer -> hidden_dropout -> ... -> layer -> output_dropout -> softmax
 
-    - `hidden_sizes` are the units of the layers, one each; `cell` is what they are made of.
-    - `state_noise` and `weight_noise` act in every layer, with masks of its own.
+    - `layers`: of any kind, each with the `state_noise` and `weight_noise` of its own slots; `stack` makes plain ones.
     - `penalties` are on the last layer's outputs.
-    - `softmax`: "own" is a linear layer, "tied" shares the embedding's matrix, a number is that of a mixture of them; the
-      last two want a last layer as wide as the embedding, the mixture does not care.
+    - `softmax`: "own" is a linear layer, "tied" shares the embedding's matrix and wants a last layer as wide, a number is
+      that of a mixture of them over the embedding's matrix, with `latent_dropout`.
     - `init_range`: all parameters start at U(-init_range, init_range); without it the embedding starts at U(-0.1, 0.1), the
-      softmax's bias at 0 and the rest as in torch.
+      tied softmax's bias at 0 and the rest as in torch.
     - `objective`: the loss is the mean over batch and steps, or, as in Zaremba et al.'s code, the mean over the batch of the
       sum over the steps. The gradient's norm is clipped to `max_norm`.
     - `bptt`: the learning rate is for windows of so many steps and scales with a window's length.
@@ -45,15 +43,12 @@ class RecurrentLanguageModel(LanguageModel):
         self,
         vocab_size: int,
         embedding_size: int,
-        hidden_sizes: list[int],
+        layers: list[Recurrent],
         optimization: Optimization,
-        cell: Cell = "lstm",
         embedding_dropout: EmbeddingRegulariser | None = None,
         input_dropout: SequenceRegulariser | None = None,
         hidden_dropout: SequenceRegulariser | None = None,
         output_dropout: SequenceRegulariser | None = None,
-        state_noise: StateNoise = None,
-        weight_noise: WeightRegulariser | None = None,
         penalties: list[Penalty] | None = None,
         softmax: Literal["own", "tied"] | int = "own",
         latent_dropout: float = 0.0,
@@ -63,11 +58,10 @@ class RecurrentLanguageModel(LanguageModel):
         bptt: int | None = None,
     ) -> None:
         super().__init__(vocab_size)
-        if not hidden_sizes:
-            raise UserError("hidden_sizes is empty; it must name the units of one layer or more")
-        if softmax == "tied" and hidden_sizes[-1] != embedding_size:
+        output_size = _output_size(embedding_size, layers)
+        if softmax == "tied" and output_size != embedding_size:
             raise UserError(
-                f"the last layer has {hidden_sizes[-1]} units and the embedding {embedding_size}; tied, they are as many"
+                f"the last layer has {output_size} units and the embedding {embedding_size}; a tied softmax wants the same"
             )
         if isinstance(softmax, int) and softmax < 1:
             raise UserError(f"softmax is {softmax}; a mixture takes 1 or more")
@@ -76,29 +70,21 @@ class RecurrentLanguageModel(LanguageModel):
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.embedding_dropout = embedding_dropout or EmbeddingDropout(0.0)
         self.input_dropout = input_dropout or LockedDropout(0.0)
-        self.layers = nn.ModuleList(
-            self._layer(cell, width, size, state_noise, weight_noise)
-            for width, size in zip([embedding_size, *hidden_sizes], hidden_sizes, strict=False)
-        )
+        self.layers = nn.ModuleList(layers)
         self.hidden_dropout = hidden_dropout or LockedDropout(0.0)
         self.output_dropout = output_dropout or LockedDropout(0.0)
         self.penalties.extend(penalties or [])
         if softmax == "own":
-            self.softmax = nn.Linear(hidden_sizes[-1], vocab_size)
+            self.softmax = nn.Linear(output_size, vocab_size)
         elif softmax == "tied":
             self.softmax = TiedSoftmax(self.embedding)
         else:
-            self.softmax = MixtureOfSoftmaxes(self.embedding, hidden_sizes[-1], softmax, latent_dropout)
+            self.softmax = MixtureOfSoftmaxes(self.embedding, output_size, softmax, latent_dropout)
         if init_range is None:
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         else:
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -init_range, init_range)
-
-    def _layer(
-        self, cell: Cell, width: int, size: int, state_noise: StateNoise, weight_noise: WeightRegulariser | None
-    ) -> Recurrent:
-        return _LAYERS[cell](width, size, state_noise=state_noise, weight_noise=weight_noise)
 
     def encode(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         sequence = self.input_dropout(self.embedding_dropout(self.embedding, tokens))
@@ -109,3 +95,29 @@ class RecurrentLanguageModel(LanguageModel):
             sequence, final = layer(sequence, None if state is None else state[index])
             states.append(final)
         return sequence, tuple(states)
+
+
+def stack(
+    layer: type[Recurrent],
+    widths: Sequence[int],
+    state_noise: StateNoise = None,
+    weight_noise: WeightRegulariser | None = None,
+) -> list[Recurrent]:
+    """Layers of one kind, each as wide as the next one's input, from the embedding on, with the same noise in each."""
+    return [layer(*pair, state_noise=state_noise, weight_noise=weight_noise) for pair in pairwise(widths)]
+
+
+def _output_size(embedding_size: int, layers: Sequence[Recurrent]) -> int:
+    """The width of the last layer; raises `UserError` for layers that do not follow one another."""
+    if not layers:
+        raise UserError("layers is empty; a recurrent model has one or more")
+    width = embedding_size
+    for index, layer in enumerate(layers, start=1):
+        if layer.input_size != width:
+            raise UserError(f"layer {index} takes inputs of {layer.input_size}, and what comes before it gives {width}")
+        if layer.bidirectional or layer.batch_first:
+            raise UserError(
+                f"layer {index} is bidirectional or batch_first; a language model reads forwards, time first: leave it out"
+            )
+        width = layer.hidden_size
+    return width

@@ -6,7 +6,8 @@ https://github.com/stas-semeniuta/drop-rnn
 
 from typing import Literal
 
-from zoo.models.recurrent import RecurrentLanguageModel
+from zoo.layers import GRU, LSTM
+from zoo.models.recurrent import RecurrentLanguageModel, stack
 from zoo.optim import ReduceOnPlateauSGD
 from zoo.regularisers import CellDropout, Dropout, RecurrentDropout, StateRegulariser
 
@@ -33,12 +34,10 @@ class _OneLayer(RecurrentLanguageModel):
         super().__init__(
             vocab_size,
             hidden_size,
-            [hidden_size],
+            stack({"lstm": LSTM, "gru": GRU}[cell], [hidden_size, hidden_size], state_noise),
             ReduceOnPlateauSGD(learning_rate, decay=1.5),
-            cell,
             input_dropout=Dropout(input_dropout),
             output_dropout=Dropout(output_dropout),
-            state_noise=state_noise,
             init_range=init_range,
             objective="sum_of_steps",
             max_norm=max_norm,

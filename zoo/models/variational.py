@@ -8,10 +8,10 @@ from torch import Tensor
 
 from zoo.functional import LSTMRun, LSTMState, Weights
 from zoo.layers import LSTM, Call, Recurrent, StateNoise
-from zoo.models.recurrent import RecurrentLanguageModel
-from zoo.noise import Cell, Noise
+from zoo.models.recurrent import RecurrentLanguageModel, stack
+from zoo.noise import Noise
 from zoo.optim import DecayedSGD
-from zoo.regularisers import EmbeddingDropout, LockedDropout, StateDropout, WeightRegulariser
+from zoo.regularisers import EmbeddingDropout, LockedDropout, StateDropout
 
 
 class VariationalLSTM(RecurrentLanguageModel):
@@ -45,29 +45,27 @@ class VariationalLSTM(RecurrentLanguageModel):
         weight_decay: float = 1e-7,
         max_norm: float = 10.0,
     ) -> None:
-        self._gate_dropout = input_dropout if untied else None  # for `_layer`, which super().__init__ calls
-        inputs = None if untied else LockedDropout(input_dropout)
+        noise = StateDropout(state_dropout, untied)
+        layers: list[Recurrent]
+        if untied:
+            inputs = None
+            layers = [UntiedLSTM(hidden_size, hidden_size, input_dropout, noise) for _ in range(num_layers)]
+        else:
+            inputs = LockedDropout(input_dropout)
+            layers = stack(LSTM, [hidden_size] * (num_layers + 1), state_noise=noise)
         super().__init__(
             vocab_size,
             hidden_size,
-            [hidden_size] * num_layers,
+            layers,
             DecayedSGD(learning_rate, constant_epochs, decay, weight_decay),
             embedding_dropout=EmbeddingDropout(embedding_dropout, per="sequence"),
             input_dropout=inputs,
             hidden_dropout=inputs,
             output_dropout=LockedDropout(output_dropout),
-            state_noise=StateDropout(state_dropout, untied),
             init_range=init_range,
             objective="sum_of_steps",
             max_norm=max_norm,
         )
-
-    def _layer(
-        self, cell: Cell, width: int, size: int, state_noise: StateNoise, weight_noise: WeightRegulariser | None
-    ) -> Recurrent:
-        if self._gate_dropout is None:
-            return super()._layer(cell, width, size, state_noise, weight_noise)
-        return UntiedLSTM(width, size, self._gate_dropout, state_noise)
 
 
 class UntiedLSTM(LSTM):
