@@ -23,11 +23,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import report
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from torch import Tensor
 
 from datamodules import PennTreebank
 from datamodules.stream import Stream
-from zoo.callbacks import DropoutCurriculum
+from zoo.callbacks import BestWeights, DropoutCurriculum
 from zoo.layers import GRU, LSTM
 from zoo.models import FraternalLSTM, RecurrentLanguageModel
 from zoo.models.recurrent import stack
@@ -265,11 +264,10 @@ class Result(NamedTuple):
 
 
 class Curve(Callback):
-    """The validations, the weights of the best, the processor's time of every update, on one thread."""
+    """The validations, and the processor's time of every update, on one thread."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
-        self.weights: dict[str, Tensor] = {}
         self.seconds: list[float] = []
         self._start = 0.0
 
@@ -281,10 +279,7 @@ class Curve(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
-        point = Point(trainer.global_step, pl_module.measured["validation"][0])
-        if all(point.validation < earlier.validation for earlier in self.points):
-            self.weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
-        self.points.append(point)
+        self.points.append(Point(trainer.global_step, pl_module.measured["validation"][0]))
 
 
 def train(row: Row, updates: int, every: int) -> Result:
@@ -303,14 +298,14 @@ def train(row: Row, updates: int, every: int) -> Result:
     )
     if recipe.kappa is not None:
         model = FraternalLSTM(model, recipe.kappa)
-    curve = Curve()
+    curve, kept = Curve(), BestWeights()
     trainer = Trainer(
         max_steps=updates,
         max_epochs=-1,
         val_check_interval=every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        callbacks=[curve, DropoutCurriculum()] if recipe.curriculum else [curve],
+        callbacks=[curve, kept, *([DropoutCurriculum()] if recipe.curriculum else [])],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -331,7 +326,7 @@ def train(row: Row, updates: int, every: int) -> Result:
     points = [*curve.points[:-1], read(curve.points[-1])]
     best = points.index(Result(points, 0.0).best)
     if best != len(points) - 1:
-        model.load_state_dict(curve.weights)
+        model.load_state_dict(kept.weights)
         points[best] = read(points[best])
     return Result(points, statistics.median(curve.seconds) * 1e3)
 

@@ -125,17 +125,22 @@ def test_a_plateau_divides_the_rate_and_ends_the_run(data_tree, tmp_path):
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1.25e-10)
 
 
-@pytest.mark.parametrize("after", [0, 3])
-def test_a_run_that_diverges_names_the_last_good_checkpoint(after, data_tree, tmp_path):
+def saving_every_update(data_tree, folder):
+    """Data, a small model and a trainer that leaves a checkpoint after each update."""
     seed_everything(3, verbose=False)
     data = PennTreebank(root=str(data_tree), batch_size=16, bptt=15)
-    model = Zaremba(data.tokenizer.vocab_size, 6)
     trainer = quiet_trainer(
         max_epochs=1,
-        default_root_dir=tmp_path,
+        default_root_dir=folder,
         callbacks=[LastCheckpoint(every_n_train_steps=1)],
         enable_checkpointing=True,
     )
+    return data, Zaremba(data.tokenizer.vocab_size, 6), trainer
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_run_that_diverges_names_the_last_good_checkpoint(after, data_tree, tmp_path):
+    data, model, trainer = saving_every_update(data_tree, tmp_path)
 
     def poison(batch, batch_idx):
         if batch_idx == after:
@@ -161,14 +166,7 @@ def test_a_run_without_checkpoints_stops_too(data_tree):
 
 
 def test_weights_that_are_not_finite_are_not_saved(data_tree, tmp_path):
-    data = PennTreebank(root=str(data_tree), batch_size=16, bptt=15)
-    model = Zaremba(data.tokenizer.vocab_size, 6)
-    trainer = quiet_trainer(
-        max_epochs=1,
-        default_root_dir=tmp_path,
-        callbacks=[LastCheckpoint(every_n_train_steps=1)],
-        enable_checkpointing=True,
-    )
+    data, model, trainer = saving_every_update(data_tree, tmp_path)
     model.on_before_optimizer_step = lambda optimizer: model.softmax.bias.grad.fill_(math.inf)
     model.max_norm = None
     with pytest.raises(

@@ -20,12 +20,17 @@ def run(*arguments, **options):
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
+    return home_of_models(tmp_path, monkeypatch) / "tiny"
+
+
+def home_of_models(tmp_path, monkeypatch):
+    """A folder that names are looked for in, with one model in it; the working folder is another one."""
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir(), work.mkdir()
     monkeypatch.setenv("ZOO_CHECKPOINTS", str(home))
     monkeypatch.chdir(work)
     make(home / "tiny")
-    return home / "tiny"
+    return home
 
 
 def fails(capsys, *arguments):

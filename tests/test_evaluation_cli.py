@@ -8,7 +8,7 @@ from datamodules import Corpus
 from datamodules.stream import Stream
 from tests.conftest import quiet_trainer
 from tests.test_bundle import make, seal
-from tests.test_cli import fails
+from tests.test_cli import fails, home_of_models
 from zoo import load
 from zoo.cli import main
 from zoo.evaluation import Cache, DynamicEvaluation, Ensemble, Plain, Temperature
@@ -19,11 +19,7 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    home, work = tmp_path / "home", tmp_path / "work"
-    home.mkdir(), work.mkdir()
-    monkeypatch.setenv("ZOO_CHECKPOINTS", str(home))
-    monkeypatch.chdir(work)
-    make(home / "tiny")
+    home = home_of_models(tmp_path, monkeypatch)
     make(home / "other", seed=1)
     Path("mine.txt").write_text("a b c\nb c a a\n" * 300)
     return home

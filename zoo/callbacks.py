@@ -60,8 +60,10 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestWeights(Callback):
-    """Keeps the weights with which the model did best on the validation text, as validation saw them: averages, where the
-    optimiser keeps them. They travel in the checkpoint, so a resumed run has them.
+    """Keeps the weights with which the model did best on the validation text.
+
+    They are what validation saw: averages, where the optimiser keeps them. They travel in the checkpoint, so that a resumed
+    run has them.
     """
 
     def __init__(self) -> None:

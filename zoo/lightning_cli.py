@@ -163,19 +163,12 @@ class ZooCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         weights = self._get(self.config, "weights")
-        fine_tuning = self._command == "fit" and self.model.optimization.fine_tuning
         if weights is not None:
-            folder = hub.find(weights).folder
-            self._take_weights(folder)
-            measured = card.read(folder).measured
-            if fine_tuning and not (measured and measured.finished):
-                raise UserError(
-                    f"{weights} was cut short; fine-tuning goes on from a finished model: let its run end first"
-                )
-        elif fine_tuning and self._get(self.config, "ckpt_path") is None:
-            raise UserError("fine-tuning goes on from a finished model: name it with --weights")
+            self._take_weights(hub.find(weights).folder)
         elif self._command != "fit" and self._get(self.config, "ckpt_path") is None:
             raise UserError(f"{self._command} needs trained weights: give a model's name, --weights or --ckpt_path")
+        if self._command == "fit" and self.model.optimization.fine_tuning:
+            self._check_fine_tuning(weights)
         if self._command != "fit" and (evaluation := self._get(self.config_init, "evaluation")) is not None:
             if not isinstance(self.model, LanguageModel) or not isinstance(self.datamodule, TextDataModule):
                 raise UserError(
@@ -183,6 +176,18 @@ class ZooCLI(LightningCLI):
                     f"{type(self.model).__name__} on {type(self.datamodule).__name__}"
                 )
             self.model.evaluation = evaluation
+
+    def _check_fine_tuning(self, weights: str | None) -> None:
+        """Raises `UserError` where there is no finished model to go on from."""
+        if weights is None:
+            if self._get(self.config, "ckpt_path") is None:
+                raise UserError("fine-tuning goes on from a finished model: name it with --weights")
+            return
+        measured = card.read(hub.find(weights).folder).measured
+        if measured is None or not measured.finished:
+            raise UserError(
+                f"{weights} was cut short; fine-tuning goes on from a finished model: let its run end first"
+            )
 
     def _take_weights(self, folder: Path) -> None:
         bundle.verify(folder)

@@ -35,6 +35,13 @@ class ValidatedSGD(Optimizer, ABC):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.history: list[float] = []
         """What the validations gave, those that the rule still looks at."""
+        self.swapped = False
+        """Whether what validation sees stands in the weights' place."""
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those of all groups."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -42,6 +49,8 @@ class ValidatedSGD(Optimizer, ABC):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        if self.swapped:
+            raise RuntimeError("the averages stand in the place of the weights: swap before the next step")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -54,7 +63,11 @@ class ValidatedSGD(Optimizer, ABC):
             if group["weight_decay"]:
                 gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
             torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
+        self._stepped()
         return loss
+
+    def _stepped(self) -> None:
+        """What follows an update; without gradients."""
 
     @abstractmethod
     def observe(self, value: float) -> bool:
@@ -107,28 +120,17 @@ class NTASGD(ValidatedSGD):
         self.non_monotone, self.fine_tuning = non_monotone, fine_tuning
         self.averaged: int | None = 0 if fine_tuning else None
         """Updates since the averaging began; None before."""
-        self.swapped = False
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        if self.swapped:
-            raise RuntimeError("the averages stand in the place of the weights: swap before the next step")
-        loss = super().step(closure)
+    def _stepped(self) -> None:
         if self.averaged is None:
-            return loss
+            return
         self.averaged += 1
-        parameters = [p for group in self.param_groups for p in group["params"]]
         if self.averaged <= 2:
-            for parameter in parameters:
+            for parameter in self.parameters:
                 self.state[parameter]["average"] = parameter.detach().clone()
         else:
-            averages = [self.state[p]["average"] for p in parameters]
-            torch._foreach_lerp_(averages, parameters, 1 / (self.averaged - 1))
-        return loss
+            averages = [self.state[parameter]["average"] for parameter in self.parameters]
+            torch._foreach_lerp_(averages, self.parameters, 1 / (self.averaged - 1))
 
     def observe(self, value: float) -> bool:
         if self.averaged is not None and not self.fine_tuning:
@@ -144,7 +146,7 @@ class NTASGD(ValidatedSGD):
     def swap(self) -> None:
         if not self.averaged:
             return
-        for parameter in (p for group in self.param_groups for p in group["params"]):
+        for parameter in self.parameters:
             average = self.state[parameter]["average"]
             weights = parameter.detach().clone()
             parameter.copy_(average)
@@ -191,11 +193,10 @@ class PlateauSGD(ValidatedSGD):
 
     @torch.no_grad()
     def observe(self, value: float) -> bool:
-        parameters = [p for group in self.param_groups for p in group["params"]]
         if not self.history or not value >= self.history[0]:
             self.history, self.failures = [value], 0
             if self.reload_best:
-                for parameter in parameters:
+                for parameter in self.parameters:
                     self.state[parameter]["best"] = parameter.detach().clone()
             return False
         self.failures += 1
@@ -204,7 +205,7 @@ class PlateauSGD(ValidatedSGD):
             for group in self.param_groups:
                 group["lr"] /= self.decay
             if self.reload_best:
-                for parameter in parameters:
+                for parameter in self.parameters:
                     parameter.copy_(self.state[parameter]["best"])
         return any(group["lr"] < self.least for group in self.param_groups)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.metrics import token_nll
 from zoo.tasks import LanguageModel
 from zoo.tasks.language import Outputs, State, Window
 
@@ -63,11 +62,10 @@ class FraternalLSTM(LanguageModel):
         if self.forget and torch.rand(()) < self.forget:
             state = None
         first = self.run(inputs, state)
-        nll = token_nll(first.logits, targets)
-        loss = self.model.objective(nll) + self.model.penalty(first)
+        loss, nll = self.model.loss_of(first, targets)
         second = self._second(inputs, state)
         if self.variant == "fraternal":
-            other = self.model.objective(token_nll(second.logits, targets)) + self.model.penalty(second)
+            other, _ = self.model.loss_of(second, targets)
             loss = (loss + other) / 2
         return loss + self.kappa * (first.logits - second.logits).square().mean(), nll, first.state
 

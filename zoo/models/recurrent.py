@@ -20,8 +20,6 @@ from zoo.regularisers import (
 )
 from zoo.tasks import LanguageModel
 
-Objective = Literal["mean", "sum_of_steps"]
-
 
 class RecurrentLanguageModel(LanguageModel):
     """Embedding, recurrent layers and softmax, with a slot for a regulariser of every kind; an empty slot adds no noise.
@@ -34,8 +32,8 @@ class RecurrentLanguageModel(LanguageModel):
       that of a mixture of them over the embedding's matrix, with `latent_dropout`.
     - `init_range`: all parameters start at U(-init_range, init_range); without it the embedding starts at U(-0.1, 0.1), the
       tied softmax's bias at 0 and the rest as in torch.
-    - `objective`: the loss is the mean over batch and steps, or, as in Zaremba et al.'s code, the mean over the batch of the
-      sum over the steps. The gradient's norm is clipped to `max_norm`.
+    - `sums_steps`: the loss is the mean over the batch of the sum over the steps, as in Zaremba et al.'s code, in the place
+      of the mean over both. The gradient's norm is clipped to `max_norm`.
     - `bptt`: the learning rate is for windows of so many steps and scales with a window's length.
     """
 
@@ -53,7 +51,7 @@ class RecurrentLanguageModel(LanguageModel):
         softmax: Literal["own", "tied"] | int = "own",
         latent_dropout: float = 0.0,
         init_range: float | None = None,
-        objective: Objective = "mean",
+        sums_steps: bool = False,
         max_norm: float | None = None,
         bptt: int | None = None,
     ) -> None:
@@ -66,7 +64,7 @@ class RecurrentLanguageModel(LanguageModel):
         if isinstance(softmax, int) and softmax < 1:
             raise UserError(f"softmax is {softmax}; a mixture takes 1 or more")
         self.optimization, self.max_norm, self.bptt = optimization, max_norm, bptt
-        self.sums_steps = objective == "sum_of_steps"
+        self.sums_steps = sums_steps
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.embedding_dropout = embedding_dropout or EmbeddingDropout(0.0)
         self.input_dropout = input_dropout or LockedDropout(0.0)

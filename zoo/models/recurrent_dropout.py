@@ -39,7 +39,7 @@ class _OneLayer(RecurrentLanguageModel):
             input_dropout=Dropout(input_dropout),
             output_dropout=Dropout(output_dropout),
             init_range=init_range,
-            objective="sum_of_steps",
+            sums_steps=True,
             max_norm=max_norm,
         )
 
@@ -56,8 +56,8 @@ class RecurrentDropoutLSTM(_OneLayer):
         vocab_size: int,
         hidden_size: int = 256,
         cell: Literal["lstm", "gru"] = "lstm",
-        recurrent_dropout: float = 0.5,
-        per: Literal["step", "sequence"] = "sequence",
+        recurrent_dropout: float = 0.25,
+        per: Literal["step", "sequence"] = "step",
         input_dropout: float = 0.2,
         output_dropout: float = 0.5,
         init_range: float = 0.05,

@@ -114,8 +114,12 @@ class LanguageModel(Task):
         """The scalar to descend, the negative log-likelihoods (T, B) to report, and the state to carry on."""
         inputs, targets = window
         outputs = self.run(inputs, state)
+        return *self.loss_of(outputs, targets), outputs.state
+
+    def loss_of(self, outputs: Outputs, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective and the penalties of a pass, and the negative log-likelihoods of its targets (T, B)."""
         nll = token_nll(outputs.logits, targets)
-        return self.objective(nll) + self.penalty(outputs), nll, outputs.state
+        return self.objective(nll) + self.penalty(outputs), nll
 
     def penalty(self, outputs: Outputs) -> Tensor:
         """The sum of the penalties, 0 without any."""
