@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import torch
-from lightning import LightningDataModule
-
 from datamodules import token_file
+from datamodules.loader import DrawnEpochs
 from datamodules.stream import SHORTEST, RandomWindows, Stream
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Ids, Tokenizer
@@ -20,15 +18,14 @@ EVALUATION_WINDOW = 200
 """Steps read at a time when evaluating; the state is carried over, so it changes memory and speed but no number."""
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(DrawnEpochs):
     """Streams of a tokenised text: training in `batch_size` columns, validation and test as one stream each.
 
     Subclasses say where the text comes from (`text`), which tokens it has (`vocabulary`) and how they are told apart
     (`tokenizer_of`), and pass the rest.
 
     `random_bptt` draws the length of each training window around `bptt`, anew in every epoch, at most `max_bptt`
-    (`datamodules.stream.RandomWindows`); `torch.initial_seed()`, which `seed_everything` sets, and the epoch decide them. A
-    single `train_dataloader()` has those of its epoch for good: give the trainer the data module.
+    (`datamodules.stream.RandomWindows`).
     `tokenizer` names a `tokenizer.json`, or a folder with one, to use in place of the vocabulary of the training text.
     """
 
@@ -119,9 +116,7 @@ class TextDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Opens the token files of the stage (fit, validate, test or predict)."""
-        if stage == "fit" and self.random_bptt and self.trainer:
-            # The number of windows changes from epoch to epoch; Lightning reads this attribute before each.
-            self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        super().setup(stage)
         splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "validation"), "validate": ("validation",)}
         for split in splits.get(stage, ("test",)):
             self.ids(split)
@@ -140,19 +135,17 @@ class TextDataModule(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
+    @property
+    def draws(self) -> bool:
+        return self.random_bptt
+
     def _windows(self) -> RandomWindows | None:
-        if not self.random_bptt:
-            return None
-        seed = torch.initial_seed()
-        if self.trainer is None:
-            return RandomWindows(seed, 0, self.max_bptt)
-        # Processes may be seeded apart, and must take equally many steps of equal length.
-        return RandomWindows(self.trainer.strategy.broadcast(seed), self.trainer.current_epoch, self.max_bptt)
+        return RandomWindows(*self.draw(), self.max_bptt) if self.random_bptt else None
 
     def _stream(
         self, split: Split, batch_size: int, bptt: int, drop_last: bool, random: RandomWindows | None = None
     ) -> Stream:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world_size = self.share
         return Stream(
             self.ids(split),
             batch_size,

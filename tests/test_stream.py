@@ -39,7 +39,7 @@ def test_goes_on_after_the_windows_handed_out():
         stream = Stream(IDS, 4, 7)
         for _ in zip(range(given), stream, strict=False):
             pass
-        assert stream.state_dict() == {"windows": given, "tokens": 103, "batch_size": 4, "bptt": 7}
+        assert stream.state_dict() == {"batches": given, "tokens": 103, "batch_size": 4, "bptt": 7}
         resumed = Stream(IDS, 4, 7)
         resumed.load_state_dict(stream.state_dict())
         assert [x.tolist() for x, _ in resumed] == whole[given:]
@@ -82,7 +82,7 @@ def test_a_text_too_short_says_both_numbers(batch_size, bptt, drop_last, needed)
 
 @pytest.mark.parametrize("other", [Stream(IDS, 4, 8), Stream(IDS, 2, 7), Stream(IDS[:-1], 4, 7)])
 def test_another_stream_does_not_go_on_from_this_ones_place(other):
-    with pytest.raises(UserError, match="the checkpoint stopped in a stream of"):
+    with pytest.raises(UserError, match="the checkpoint stopped in"):
         other.load_state_dict(Stream(IDS, 4, 7).state_dict())
 
 
@@ -167,11 +167,11 @@ class TestRandomWindows:
         windows = list(before)
         state = before.state_dict()
         names = {"seed": 1, "epoch": 2, "tokens": 103, "batch_size": 4, "bptt": 7, "max_bptt": None}
-        assert state == {"windows": len(windows), **names}
+        assert state == {"batches": len(windows), **names}
         for given in (len(windows), 1):
             stream = Stream(IDS, 4, 7, random=RandomWindows(1, 3))
-            stream.load_state_dict(state | {"windows": given})
-            assert stream.state_dict()["windows"] == 0
+            stream.load_state_dict(state | {"batches": given})
+            assert stream.state_dict()["batches"] == 0
             assert len(list(stream)) == len(stream)
 
     def test_processes_share_the_columns(self):
@@ -189,7 +189,7 @@ class TestRandomWindows:
     def test_another_cut_is_refused(self, random):
         streams = Stream(IDS, 4, 7, random=random), Stream(IDS, 4, 7, random=RandomWindows(1, 0))
         for one, other in (streams, streams[::-1]):
-            with pytest.raises(UserError, match="the checkpoint stopped in a stream of"):
+            with pytest.raises(UserError, match="the checkpoint stopped in"):
                 one.load_state_dict(other.state_dict())
 
     def test_a_text_too_short_says_both_numbers(self):
