@@ -1,4 +1,4 @@
-"""Callbacks of the trainer: the checkpoint to resume from, the best weights, the learning curve, the file of surprisals."""
+"""Callbacks of the trainer: the checkpoint to resume from, the best weights, the learning curve, the file of predictions."""
 
 import csv
 import logging
@@ -14,9 +14,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.metrics import METRICS
 from zoo.regularisers import CurriculumDropout
-from zoo.score import tokenizer_of, visible
-from zoo.tasks import LanguageModel
+from zoo.tasks import Task
 
 Row = dict[str, float]
 
@@ -60,7 +60,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestWeights(Callback):
-    """Keeps the weights with which the model did best on the validation text.
+    """Keeps the weights with which the model did best in validation.
 
     They are what validation saw: averages, where the optimiser keeps them. They travel in the checkpoint, so that a resumed
     run has them.
@@ -68,18 +68,19 @@ class BestWeights(Callback):
 
     def __init__(self) -> None:
         self.value = math.inf
+        """The task's `cost`: less is better."""
         self.epoch = 0
         """Counted from 1; 0 before the first validation, or for the weights that a fine-tuning begins with."""
         self.weights: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            assert isinstance(pl_module, LanguageModel)
+            assert isinstance(pl_module, Task)
             self.take(pl_module, trainer.current_epoch + 1)
 
-    def take(self, model: LanguageModel, epoch: int) -> None:
+    def take(self, model: Task, epoch: int) -> None:
         """Keeps the model's weights if its last validation was the best so far."""
-        value, _ = model.measured["validation"]
+        value = model.cost("validation")
         if value < self.value:
             self.value, self.epoch = value, epoch
             self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
@@ -194,8 +195,8 @@ class DropoutCurriculum(Callback):
             self._schedule.finish()
 
 
-class SurprisalFile(Callback):
-    """Writes what a language model predicts as it comes: every token of the text and its surprisal in bits."""
+class PredictionFile(Callback):
+    """Writes what a model predicts as it comes, a line a prediction, between tabs."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -203,19 +204,17 @@ class SurprisalFile(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:  # which has the whole of a single stream
+            assert isinstance(pl_module, Task)
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._lines = self.file.open("w", encoding="utf-8")
-            self._lines.write("token\tbits\n")
+            self._lines.write("\t".join(pl_module.prediction_columns) + "\n")
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        if self._lines is None:
-            return
-        assert isinstance(pl_module, LanguageModel)
-        tokens = tokenizer_of(pl_module).tokens(batch[1].flatten().tolist())
-        for token, nats in zip(tokens, outputs.flatten().tolist(), strict=True):
-            self._lines.write(f"{visible(token)}\t{nats / math.log(2):.4f}\n")
+        if self._lines is not None:
+            assert isinstance(pl_module, Task)
+            self._lines.writelines("\t".join(row) + "\n" for row in pl_module.prediction_rows(batch, outputs))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._lines is not None:
@@ -253,13 +252,15 @@ def draw(rows: list[Row], file: Path) -> None:
     for name in names:
         split, metric = name.split("/")
         epochs, values = zip(*((row["epoch"], row[name]) for row in rows if name in row), strict=True)
+        rises = METRICS[metric].higher_is_better
         style = {"train": "--", "validation": "-"}.get(split, ":")
         axes.plot(epochs, values, style, marker=".", label=f"{split} {metric.replace('_', ' ')}")
-        spread = max(spread, max(values) / min(values)) if min(values) > 0 else spread
+        if min(values) > 0 and not rises:
+            spread = max(spread, max(values) / min(values))
         if split == "validation":
-            best = min(range(len(values)), key=values.__getitem__)
+            best = (max if rises else min)(range(len(values)), key=values.__getitem__)
             text, point = f"{values[best]:.4g}", (epochs[best], values[best])
-            axes.annotate(text, point, (0, 8), textcoords="offset points", ha="right")
+            axes.annotate(text, point, (0, -14 if rises else 8), textcoords="offset points", ha="right")
     axes.set_xlabel("epoch")
     axes.set_ylabel(" and ".join(sorted({name.split("/")[1].replace("_", " ") for name in names})))
     if spread > 4:

@@ -17,6 +17,46 @@ from zoo.files import CARD, RECIPE, SUMS, has_weights
 
 ARXIV = "https://arxiv.org/abs/"
 
+STREAMED = (
+    "each split read as one stream with the state carried through; the negative log-likelihood is summed in float64 over "
+    "every predicted token and divided once"
+)
+
+
+@dataclass
+class Kind:
+    """What a card says of all models of a task."""
+
+    tags: tuple[str, ...]
+    pipeline: str
+    """The Hub's name of the task."""
+
+    task: str
+    use: str
+    """Lines of Python with a loaded `model`."""
+
+
+_TEXT = Kind(
+    ("language-modeling",),
+    "text-generation",
+    "Language modelling",
+    'print(model.score("the company said it expects a profit"))\n'
+    'print(model.generate("the company said", tokens=30, seed=1))',
+)
+_KINDS = {
+    "accuracy": Kind(
+        ("image-classification", "sequential-mnist"),
+        "image-classification",
+        "Sequence classification",
+        "probabilities = model.classify(pixels)  # (T, B, 1), in the order of the recipe's data -> (B, 10)",
+    ),
+}
+"""By the metric, where it is not a language model's."""
+
+
+def _metric_name(metric: str) -> str:
+    return metric.split(" per ")[0].split(" in ")[0].replace(" ", "_")
+
 
 @dataclass
 class Card:
@@ -89,6 +129,9 @@ class Measured:
 
     evaluations: list[Evaluated] = field(default_factory=list)
 
+    protocol: str = STREAMED
+    """How the results were measured."""
+
 
 @dataclass
 class Entry:
@@ -149,19 +192,20 @@ def render(name: str, card: Card, measured: Measured | None) -> str:
 
 
 def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
+    kind = _KINDS.get(_metric_name(card.metric), _TEXT)
     matter: dict[str, Any] = {
         "library_name": "recurrent-zoo",
         **({"license": card.license} if card.license else {}),
-        "tags": ["language-modeling", "recurrent-neural-network", *([f"arxiv:{card.arxiv}"] if card.arxiv else [])],
+        "tags": [*kind.tags, "recurrent-neural-network", *([f"arxiv:{card.arxiv}"] if card.arxiv else [])],
     }
     if measured:
         results = [
             {
-                "task": {"type": "text-generation", "name": "Language modelling"},
+                "task": {"type": kind.pipeline, "name": kind.task},
                 "dataset": {"type": measured.dataset, "name": measured.dataset_name, "split": result.split},
                 "metrics": [
                     {
-                        "type": measured.metric.split(" per ")[0].replace(" ", "_"),
+                        "type": _metric_name(measured.metric),
                         "name": f"{result.split} {measured.metric}",
                         "value": result.value,
                         "args": {"predictions": result.predictions},
@@ -172,12 +216,13 @@ def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
         ]
         matter |= {
             **({"datasets": [measured.dataset]} if "/" in measured.dataset else {}),
-            "pipeline_tag": "text-generation",
+            "pipeline_tag": kind.pipeline,
             "model-index": [{"name": name, "results": results}],
             "measured": {
                 "dataset": measured.dataset,
                 "dataset_name": measured.dataset_name,
                 "metric": measured.metric,
+                **({"protocol": measured.protocol} if measured.protocol != STREAMED else {}),
                 "finished": measured.finished,
                 "training": measured.training,
                 **({"evaluations": [asdict(each) for each in measured.evaluations]} if measured.evaluations else {}),
@@ -201,7 +246,7 @@ def _body(name: str, card: Card, measured: Measured | None) -> str:
         paragraphs += ["## Scored in other ways", _evaluations(name, measured)]
     if card.notes:
         paragraphs += ["## Choices", "\n".join(f"- {note}" for note in card.notes)]
-    paragraphs += ["## Use", _use(name, measured is not None)]
+    paragraphs += ["## Use", _use(name, card, measured is not None)]
     if measured:
         facts = "\n".join(f"- {fact.replace('_', ' ')}: {value}" for fact, value in measured.training.items())
         paragraphs += ["## Training", facts, "![learning curve](curve.png)"]
@@ -223,8 +268,7 @@ def _numbers(name: str, card: Card, measured: Measured | None) -> str:
         lines.append(f"The paper's numbers: {card.source}.")
     if measured and measured.results:
         lines.append(
-            "This file: measured on the stored float16 weights, each split read as one stream with the state carried "
-            "through; the negative log-likelihood is summed in float64 over every predicted token and divided once. "
+            f"This file: measured on the stored float16 weights, {measured.protocol}. "
             f"`python cli.py test {name}` repeats the test number."
         )
     return "\n\n".join(lines)
@@ -242,12 +286,12 @@ def _evaluations(name: str, measured: Measured) -> str:
     return "\n\n".join(filter(None, ["\n".join(rows), text, notes, "```\n" + "\n".join(commands) + "\n```"]))
 
 
-def _use(name: str, weights: bool) -> str:
+def _use(name: str, card: Card, weights: bool) -> str:
     if not weights:
         return f"```\npython cli.py fit --config checkpoints/{name}/config.yaml\n```"
+    use = _KINDS.get(_metric_name(card.metric), _TEXT).use
     return (
-        f'```python\nimport zoo\n\nmodel = zoo.load("{name}")\nprint(model.score("the company said it expects a profit"))\n'
-        'print(model.generate("the company said", tokens=30, seed=1))\n```\n\n'
+        f'```python\nimport zoo\n\nmodel = zoo.load("{name}")\n{use}\n```\n\n'
         f"```\npython cli.py test {name}\npython cli.py fit --config checkpoints/{name}/config.yaml\n```"
     )
 

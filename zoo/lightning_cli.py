@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from datamodules.stream import Stream
 from datamodules.text import Split, TextDataModule
 from zoo import bundle, card, hub
-from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, SurprisalFile, run_folder
+from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder
 from zoo.errors import UserError
 from zoo.evaluation import Evaluation
 from zoo.files import RECIPE, TOKENIZER
@@ -207,7 +207,7 @@ class ZooCLI(LightningCLI):
         if self._command != "fit" and self._get(self.config_init, "evaluation") is not None:
             callbacks.append(Preparation())
         if self._command == "predict":
-            callbacks.append(SurprisalFile(LOGS / self.name / "predictions.tsv"))
+            callbacks.append(PredictionFile(LOGS / self.name / "predictions.tsv"))
         if self._command == "fit":
             self.curve = LearningCurve()
             callbacks.append(self.curve)
@@ -234,7 +234,7 @@ class ZooCLI(LightningCLI):
     def after_fit(self) -> None:
         """Leaves the run's model as a bundle; where the schedule came to its end, measured on what is stored."""
         trainer, options = self.trainer, self._get(self.config, "trainer")
-        if options.fast_dev_run or not isinstance(self.model, LanguageModel):
+        if options.fast_dev_run:
             return
         whole = options.limit_train_batches in (None, 1.0) and trainer.max_steps == -1
         finished = whole and (trainer.current_epoch == trainer.max_epochs or self.model.ended)
@@ -255,6 +255,8 @@ class ZooCLI(LightningCLI):
         if self.best and self.best.weights:
             training["epoch_kept"] = self.best.epoch
             self.model.load_state_dict(self.best.weights)
+        if finished:
+            self._estimate_population()
         weights = bundle.stored_weights(self.model)
         self.model.load_state_dict(weights)
         measured = card.Measured(
@@ -272,10 +274,22 @@ class ZooCLI(LightningCLI):
                 weights,
                 recipe=self.recipe,
                 card=card.render(self.name, described, measured),
-                tokenizer=self.model.tokenizer,
+                tokenizer=self.model.tokenizer if isinstance(self.model, LanguageModel) else None,
                 curve=sorted(folder.glob("curve.*")),
             )
-            print(f"the model lies in {folder / self.name}; next: python cli.py score {folder / self.name} FILE")
+            then = (
+                f"score {folder / self.name} FILE"
+                if isinstance(self.model, LanguageModel)
+                else f"test {folder / self.name}"
+            )
+            print(f"the model lies in {folder / self.name}; next: python cli.py {then}")
+
+    def _estimate_population(self) -> None:
+        """On the device of the training, from which Lightning has by now taken the model."""
+        own = self.model.device
+        self.model.to(self.trainer.strategy.root_device)
+        self.model.estimate_population(self.datamodule.train_dataloader())
+        self.model.to(own)
 
     def after_validate(self) -> None:
         self._report("validation")
@@ -284,17 +298,16 @@ class ZooCLI(LightningCLI):
         self._report("test")
 
     def after_predict(self) -> None:
-        """Says where the surprisals lie."""
+        """Says where the predictions lie."""
         if self.trainer.is_global_zero:
-            print(f"the surprisal of every token{self._evaluation()}: {LOGS / self.name / 'predictions.tsv'}")
+            print(f"{self.model.predicted}{self._evaluation()}: {LOGS / self.name / 'predictions.tsv'}")
 
     def _report(self, split: str) -> None:
-        if isinstance(self.model, LanguageModel) and self.trainer.is_global_zero:
-            value, predictions = self.model.measured[split]
-            print(
-                f"{self.name}: {self.model.metric_unit} {value:.6g} over {predictions:,} predictions of the {split} text"
-                + self._evaluation()
-            )
+        if self.trainer.is_global_zero:
+            model = self.model
+            value, predictions = model.measured[split]
+            of = f"{predictions:,} predictions of the {split} {model.material}"
+            print(f"{self.name}: {model.metric_unit} {value:.6g} over {of}{self._evaluation()}")
 
     def _evaluation(self) -> str:
         """What is printed of the evaluation, where there is one."""

@@ -1,4 +1,4 @@
-"""Exact metrics of language models: negative log-likelihood summed in float64 over every token, divided once."""
+"""Exact metrics: what every prediction gives is summed in float64 and divided once."""
 
 import math
 from abc import abstractmethod
@@ -15,8 +15,8 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
 
 
-class TokenMetric(Metric):
-    """A function of the mean negative log-likelihood of all tokens seen, over all processes.
+class ExactMean(Metric):
+    """A function of the mean of all values seen, over all processes; the sum is in float64.
 
     torchmetrics' own Perplexity keeps float32 sums and takes the logarithm of a softmax, and so is off in the fifth digit
     over a test set and infinite at unlikely tokens.
@@ -25,35 +25,36 @@ class TokenMetric(Metric):
     name: ClassVar[str]
     unit: ClassVar[str]
     full_state_update = False
-    nll: Tensor
-    tokens: Tensor
+    higher_is_better = False
+    total: Tensor
+    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, nll: Tensor) -> None:
-        """Takes negative log-likelihoods in nats, one a token, in any shape."""
-        self.nll += nll.detach().sum(dtype=torch.float64)
-        self.tokens += nll.numel()
+    def update(self, values: Tensor) -> None:
+        """Takes one value a prediction, in any shape: for language models -ln p, in nats."""
+        self.total += values.detach().sum(dtype=torch.float64)
+        self.count += values.numel()
 
     def compute(self) -> Tensor:
-        """The value over all tokens; NaN before the first one."""
-        return self.of(self.nll / self.tokens)
+        """The metric over all predictions; NaN before the first one."""
+        return self.of(self.total / self.count)
 
     def result(self) -> tuple[float, int]:
-        """The value and the number of tokens it is of, over all processes."""
+        """The metric and the number of predictions it is of, over all processes."""
         with self.sync_context():
-            return float(self.of(self.nll / self.tokens)), int(self.tokens)
+            return float(self.of(self.total / self.count)), int(self.count)
 
     @staticmethod
     @abstractmethod
     def of(mean: Tensor) -> Tensor:
-        """The value for a mean negative log-likelihood in nats."""
+        """The metric for a mean."""
 
 
-class Perplexity(TokenMetric):
+class Perplexity(ExactMean):
     """exp(mean negative log-likelihood), per token."""
 
     name = "perplexity"
@@ -64,7 +65,7 @@ class Perplexity(TokenMetric):
         return mean.exp()
 
 
-class BitsPerCharacter(TokenMetric):
+class BitsPerCharacter(ExactMean):
     """Mean negative log-likelihood / ln 2, where tokens are characters."""
 
     name = "bits_per_character"
@@ -75,6 +76,22 @@ class BitsPerCharacter(TokenMetric):
         return mean / math.log(2)
 
 
-def metric_of(level: str) -> type[TokenMetric]:
+class Accuracy(ExactMean):
+    """The share of examples whose likeliest class is theirs, in per cent; its values are 1 and 0."""
+
+    name = "accuracy"
+    unit = "accuracy in %"
+    higher_is_better = True
+
+    @staticmethod
+    def of(mean: Tensor) -> Tensor:
+        return 100 * mean
+
+
+METRICS = {metric.name: metric for metric in (Perplexity, BitsPerCharacter, Accuracy)}
+"""By the name that logs and curves have."""
+
+
+def metric_of(level: str) -> type[ExactMean]:
     """The field's metric for a tokenizer level: perplexity of words, bits per character."""
     return {"word": Perplexity, "character": BitsPerCharacter}[level]

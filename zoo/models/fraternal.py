@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.tasks import LanguageModel
-from zoo.tasks.language import Outputs, State, Window
+from zoo.tasks.language import Outputs, State
+from zoo.windows import Window
 
 
 class FraternalLSTM(LanguageModel):

@@ -1,4 +1,5 @@
 """LightningModule bases: what a model is trained and evaluated for."""
 
 from zoo.tasks.base import Task as Task
+from zoo.tasks.classification import SequenceClassifier as SequenceClassifier
 from zoo.tasks.language import LanguageModel as LanguageModel

@@ -1,27 +1,46 @@
-"""What every task shares: the model's own gradient clip, and checkpoints from which a run goes on bit for bit."""
+"""What every task shares: exact metrics, the model's own gradient clip, checkpoints from which a run goes on bit for bit."""
 
 import random
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from zoo.errors import UserError
-from zoo.optim import Optimization
+from zoo.layers import BatchNormLSTM
+from zoo.metrics import ExactMean
+from zoo.optim import Optimization, ValidatedSGD
 
 _RANKS = "ranks"
 
 
 class Task(LightningModule):
-    """A LightningModule whose checkpoints hold all that the next update depends on.
+    """A LightningModule that measures exactly, and whose checkpoints hold all that the next update depends on.
 
-    Beside what Lightning saves, that is the state of every random generator and whatever `running_state` of a subclass
+    The metric of a split is of every prediction since the last report: `measured`. Validation during a fit sees the averages
+    of an optimiser that keeps them (`zoo.optim.NTASGD`).
+
+    The checkpoints hold, beside what Lightning saves, the state of every random generator and whatever `running_state`
     returns, of each process.
     """
+
+    material: ClassVar[str]
+    """What is predicted, in the words of a report."""
+
+    predicted: ClassVar[str]
+    """What `predict` writes, in the words of a report."""
+
+    prediction_columns: ClassVar[tuple[str, ...]]
+    """The columns of what `predict` writes."""
 
     max_norm: float | None = None
     """The gradient's norm is clipped to this, unless the trainer sets `gradient_clip_val`."""
@@ -31,6 +50,55 @@ class Task(LightningModule):
 
     _resumed: dict[str, Any] | None = None
     _diverged: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured: dict[str, tuple[float, int]] = {}
+        """By split, the metric of the last evaluation and the number of predictions it is of."""
+        self.ended = False
+        """Whether its own optimiser brought the training to its end."""
+
+    @property
+    @abstractmethod
+    def metric_type(self) -> type[ExactMean]:
+        """The task's metric."""
+
+    @property
+    def metric_unit(self) -> str:
+        """What the model's numbers are, with their unit."""
+        return self.metric_type.unit
+
+    @abstractmethod
+    def prediction_rows(self, batch: Any, outputs: Any) -> Iterable[tuple[str, ...]]:
+        """The lines that `predict` writes for a batch and what `predict_step` made of it."""
+
+    def cost(self, split: str) -> float:
+        """The last measured metric of a split, its sign such that less is better."""
+        value, _ = self.measured[split]
+        return -value if self.metric_type.higher_is_better else value
+
+    def setup(self, stage: str) -> None:
+        """Makes the metrics."""
+        for split in ("train", "validation", "test"):
+            self.add_module(f"{split}_metric", self.metric_type())
+
+    def estimate_population(self, batches: Iterable[Any]) -> None:
+        """Measures the population statistics of recurrent batch norm anew, on the final weights; no other model changes.
+
+        One pass over the training data in training mode, every batch counting the same: Cooijmans et al. 2017, arXiv
+        1603.09025, section 4.
+        """
+        layers = [module for module in self.modules() if isinstance(module, BatchNormLSTM)]
+        if not layers:
+            return
+        training = self.training
+        with ExitStack() as stack, torch.no_grad():
+            for layer in layers:
+                stack.enter_context(layer.estimating_population())
+            self.train()
+            for inputs, *_ in batches:
+                self(move_data_to_device(inputs, self.device))
+        self.train(training)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return self.optimization.configure(self)
@@ -45,12 +113,55 @@ class Task(LightningModule):
         norm = self.max_norm if gradient_clip_val is None else gradient_clip_val
         self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
 
+    def on_validation_start(self) -> None:
+        """Puts the optimiser's averages in the place of the weights."""
+        for optimizer in self._validated_optimizers():
+            optimizer.swap()
+
+    def on_validation_end(self) -> None:
+        """Puts the weights back, and tells the optimiser how well it went: callbacks still saw the averages."""
+        for optimizer in self._validated_optimizers():
+            optimizer.swap()
+            if not self.trainer.sanity_checking and optimizer.observe(self.cost("validation")):
+                self.trainer.should_stop = self.ended = True
+
+    def _validated_optimizers(self) -> list[ValidatedSGD]:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return []  # the trainer still has the last fit's
+        return [optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, ValidatedSGD)]
+
     def running_state(self) -> dict[str, Any]:
         """What else changes from update to update: plain types and tensors only."""
-        return {}
+        return {"train": dict(self.metric("train").metric_state)}
 
     def load_running_state(self, state: dict[str, Any]) -> None:
         """Puts back what `running_state` gave."""
+        for name, value in state["train"].items():
+            setattr(self.metric("train"), name, value.to(self.device))
+
+    def metric(self, split: str) -> ExactMean:
+        """The metric of a split."""
+        return cast(ExactMean, self.get_submodule(f"{split}_metric"))
+
+    def count_training(self, loss: Tensor, values: Tensor) -> None:
+        """Takes an update's loss and what the metric is of."""
+        self.metric("train").update(values)
+        self.watch(loss)
+        if self.trainer.is_last_batch:
+            self.report("train")
+
+    def report(self, split: str) -> None:
+        """Logs the metric of all predictions since the last report."""
+        metric = self.metric(split)
+        value, _ = self.measured[split] = metric.result()
+        self.log(
+            f"{split}/{metric.name}",
+            torch.tensor(value, dtype=torch.float64),
+            prog_bar=True,
+            batch_size=1,
+            sync_dist=True,
+        )
+        metric.reset()
 
     def watch(self, loss: Tensor) -> None:
         """Takes an update's loss; one that is not finite ends the run with a `UserError`.

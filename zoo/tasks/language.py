@@ -1,31 +1,28 @@
 """Language models: from tokens to logits, the state carried from window to window, and exact metrics."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zoo.errors import UserError
 from zoo.generate import generate
-from zoo.metrics import TokenMetric, metric_of, token_nll
-from zoo.optim import ValidatedSGD
+from zoo.metrics import ExactMean, metric_of, token_nll
 from zoo.regularisers import Penalty, SequenceRegulariser
-from zoo.score import Evaluation, Plain, Score, Scorer, score
+from zoo.score import Evaluation, Plain, Score, Scorer, score, tokenizer_of, visible
 from zoo.tasks.base import Task
 from zoo.tokenizer import Tokenizer
+from zoo.windows import FreshWindow, Window
 
 State = Any
 """The recurrent state of a model: nested tuples of tensors."""
-
-Window = tuple[Tensor, Tensor]
-"""(inputs, targets): token ids of shape (T, B)."""
 
 
 class Outputs(NamedTuple):
@@ -49,10 +46,14 @@ class LanguageModel(Task):
     A subclass says how tokens become the last layer's outputs (`encode`) and sets `output_dropout` and `softmax`, which
     make logits of them.
 
-    The state starts at zero with each epoch and is carried, detached, from window to window. Losses are logged in nats per
-    token, metrics as perplexity per word or bits per character, by the tokenizer's level. Validation during a fit sees the
-    averages of an optimiser that keeps them (`zoo.optim.NTASGD`).
+    The state starts anew with each epoch and is carried, detached, from window to window, except into one that starts
+    afresh (`zoo.windows.FreshWindow`). Losses are logged in nats per
+    token, metrics as perplexity per word or bits per character, by the tokenizer's level.
     """
+
+    material = "text"
+    predicted = "the surprisal of every token"
+    prediction_columns = ("token", "bits")
 
     output_dropout: SequenceRegulariser
     softmax: nn.Module
@@ -76,10 +77,6 @@ class LanguageModel(Task):
             raise UserError(f"vocab_size is {vocab_size}; it must be 2 or more")
         self.vocab_size = vocab_size
         self.tokenizer: Tokenizer | None = None
-        self.measured: dict[str, tuple[float, int]] = {}
-        """By split, the metric of the last evaluation and the number of predictions it is of."""
-        self.ended = False
-        """Whether its own optimiser brought the training to its end."""
         self.penalties = nn.ModuleList()
         """Each a `Penalty` on the last layer's outputs, added to the training loss."""
         self._carried: State = None
@@ -102,9 +99,8 @@ class LanguageModel(Task):
         return outputs.logits, outputs.state
 
     @property
-    def metric_unit(self) -> str:
-        """What the model's numbers are: perplexity per word, or bits per character."""
-        return metric_of("word" if self.tokenizer is None else self.tokenizer.level).unit
+    def metric_type(self) -> type[ExactMean]:
+        return metric_of("word" if self.tokenizer is None else self.tokenizer.level)
 
     def objective(self, nll: Tensor) -> Tensor:
         """The scalar to descend, from the negative log-likelihoods (T, B) of a window."""
@@ -160,21 +156,16 @@ class LanguageModel(Task):
                 "model's tokenizer"
             )
         self.tokenizer = tokenizer
-        metric = metric_of("word" if tokenizer is None else tokenizer.level)
-        for split in ("train", "validation", "test"):
-            self.add_module(f"{split}_metric", metric())
+        super().setup(stage)
 
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:
         # Not in on_train_epoch_start, which Lightning leaves out when it resumes.
-        if batch_idx == 0:
+        if batch_idx == 0 or isinstance(batch, FreshWindow):
             self._carried = None
         loss, nll, state = self.loss(batch, self._carried)
         self._carried = apply_to_collection(state, Tensor, Tensor.detach)
-        self._metric("train").update(nll)
-        self.watch(loss)
         self.log("train/loss", nll.detach().mean(), prog_bar=True, batch_size=1)
-        if self.trainer.is_last_batch:
-            self._report("train")
+        self.count_training(loss, nll)
         return loss
 
     def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
@@ -197,23 +188,6 @@ class LanguageModel(Task):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
-    def on_validation_start(self) -> None:
-        """Puts the optimiser's averages in the place of the weights."""
-        for optimizer in self._validated_optimizers():
-            optimizer.swap()
-
-    def on_validation_end(self) -> None:
-        """Puts the weights back, and tells the optimiser how the text was predicted: callbacks still saw the averages."""
-        for optimizer in self._validated_optimizers():
-            optimizer.swap()
-            if not self.trainer.sanity_checking and optimizer.observe(self.measured["validation"][0]):
-                self.trainer.should_stop = self.ended = True
-
-    def _validated_optimizers(self) -> list[ValidatedSGD]:
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            return []  # the trainer still has the last fit's
-        return [optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, ValidatedSGD)]
-
     def validation_step(self, batch: Window, batch_idx: int) -> None:
         self._evaluate("validation", batch, batch_idx)
 
@@ -234,16 +208,20 @@ class LanguageModel(Task):
         self._finish("test")
 
     def running_state(self) -> dict[str, Any]:
-        return {"carried": self._carried, "train": dict(self._metric("train").metric_state)}
+        return {"carried": self._carried, **super().running_state()}
 
     def load_running_state(self, state: dict[str, Any]) -> None:
+        super().load_running_state(state)
         self._carried = move_data_to_device(state["carried"], self.device)
-        for name, value in state["train"].items():
-            setattr(self._metric("train"), name, value.to(self.device))
+
+    def prediction_rows(self, batch: Window, outputs: Tensor) -> Iterable[tuple[str, ...]]:
+        tokens = tokenizer_of(self).tokens(batch[1].flatten().tolist())
+        for token, nats in zip(tokens, outputs.flatten().tolist(), strict=True):
+            yield visible(token), f"{nats / math.log(2):.4f}"
 
     def _nll(self, batch: Window, batch_idx: int) -> Tensor:
         inputs, targets = batch
-        if batch_idx == 0:
+        if batch_idx == 0 or isinstance(batch, FreshWindow):
             self._scorer = self.evaluation.begin(self)
         if targets.numel() == 0:  # one stream under several processes: the others hold no column of it
             return torch.zeros(targets.shape, device=self.device)
@@ -251,24 +229,8 @@ class LanguageModel(Task):
         return self._scorer(inputs, targets)
 
     def _evaluate(self, split: str, batch: Window, batch_idx: int) -> None:
-        self._metric(split).update(self._nll(batch, batch_idx))
+        self.metric(split).update(self._nll(batch, batch_idx))
 
     def _finish(self, split: str) -> None:
         self._scorer = None
-        self._report(split)
-
-    def _report(self, split: str) -> None:
-        """Logs the metric of all tokens since the last report."""
-        metric = self._metric(split)
-        value, _ = self.measured[split] = metric.result()
-        self.log(
-            f"{split}/{metric.name}",
-            torch.tensor(value, dtype=torch.float64),
-            prog_bar=True,
-            batch_size=1,
-            sync_dist=True,
-        )
-        metric.reset()
-
-    def _metric(self, split: str) -> TokenMetric:
-        return cast(TokenMetric, self.get_submodule(f"{split}_metric"))
+        self.report(split)
