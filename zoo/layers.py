@@ -148,6 +148,13 @@ class Recurrent(nn.Module):
         """The weights of a layer, without noise, as `zoo.functional` takes them; direction 1 is the reverse one."""
         return Weights(*(getattr(self, name, None) for name in _names(layer, direction)))  # type: ignore[arg-type]
 
+    def initial(self, batch: int) -> tuple[Tensor, ...]:
+        """The state where none is given: h, of an LSTM also c, each (num_layers * directions, batch, H)."""
+        if self.initial_state == "learned":
+            return tuple(getattr(self, f"initial_{part}").unsqueeze(1).repeat(1, batch, 1) for part in self._parts)
+        zeros = self.weights(0).hidden.new_zeros(self.num_layers * self.directions, batch, self.hidden_size)
+        return (zeros,) * len(self._parts)
+
     def extra_repr(self) -> str:
         options = {name: getattr(self, name) for name in self._defaults}
         changed = (f"{name}={value!r}" for name, value in options.items() if value != self._defaults[name])
@@ -182,7 +189,7 @@ class Recurrent(nn.Module):
         if padding is not None:
             sequence = sequence.masked_fill(padding, 0)
         if state is None:
-            state = self._initial(sequence)
+            state = self.initial(batch)
         finals: list[tuple[Tensor, ...]] = []
         all_cells: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -220,13 +227,6 @@ class Recurrent(nn.Module):
         if padding is not None:
             sequences = [value.masked_fill(padding, 0) for value in sequences]
         return sequences, final
-
-    def _initial(self, sequence: Tensor) -> tuple[Tensor, ...]:
-        batch = sequence.shape[1]
-        if self.initial_state == "learned":
-            return tuple(getattr(self, f"initial_{part}").unsqueeze(1).repeat(1, batch, 1) for part in self._parts)
-        zeros = sequence.new_zeros(self.num_layers * self.directions, batch, self.hidden_size)
-        return (zeros,) * len(self._parts)
 
     def _check(self, inputs: Tensor, state: tuple[Tensor, ...] | None) -> None:
         """What the kernels, who see one layer, cannot check or name."""
