@@ -1,4 +1,4 @@
-"""The optimisers that validation steers, against their definitions written out in float64."""
+"""The optimisers, against their definitions written out in float64."""
 
 import math
 from copy import deepcopy
@@ -6,8 +6,11 @@ from copy import deepcopy
 import pytest
 import torch
 
+from datamodules import PennTreebank
+from tests.conftest import quiet_trainer
 from zoo.errors import UserError
-from zoo.optim import NTASGD, OneCycle, PlateauSGD
+from zoo.models import Zaremba
+from zoo.optim import NTASGD, ClippedUpdateAdam, FlooredRMSprop, OneCycle, PlateauSGD, RMSProp, StepAdam
 
 
 def parameters(seed=0):
@@ -199,6 +202,144 @@ class TestPlateau:
             assert rule.param_groups[0]["lr"] == 0.05
 
 
+def in_groups(weights):
+    """One group for each, as parameters with rates of their own have."""
+    return [{"params": [weight]} for weight in weights]
+
+
+def updates(optimizer, weights, steps=12):
+    """What each step adds to the weights, flat, for gradients that are drawn alike for every optimiser."""
+    draw = torch.Generator().manual_seed(3)
+    changes = []
+    for _ in range(steps):
+        before = [weight.detach().clone() for weight in weights]
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=draw, dtype=torch.float64).to(weight.dtype)
+        optimizer.step()
+        changes.append(torch.cat([(w.detach() - b).flatten() for w, b in zip(weights, before, strict=True)]))
+    return torch.stack(changes)
+
+
+class TestClippedUpdateAdam:
+    @pytest.mark.parametrize("groups", [list, in_groups])
+    def test_shortens_what_is_longer_than_the_bound_and_leaves_the_rest(self, groups):
+        bound, ours, theirs = 0.2, parameters(), parameters()
+        plain = updates(torch.optim.Adam(theirs, lr=0.1), theirs)
+        norms = plain.norm(dim=1, keepdim=True)
+        assert 0 < (norms > bound).sum() < len(norms)
+        clipped = updates(ClippedUpdateAdam(groups(ours), lr=0.1, max_update_norm=bound), ours)
+        torch.testing.assert_close(clipped, plain * (bound / norms).clamp(max=1), rtol=1e-9, atol=1e-12)
+
+    def test_is_plain_adam_to_the_bit_within_the_bound(self):
+        ours, theirs = ([p.detach().float().requires_grad_() for p in parameters()] for _ in range(2))
+        descend(ClippedUpdateAdam(ours, lr=0.1, max_update_norm=1.0, weight_decay=0.1), 6)
+        descend(torch.optim.Adam(theirs, lr=0.1, weight_decay=0.1), 6)
+        assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
+
+    def test_takes_a_closure_and_weights_without_a_gradient(self):
+        used, unused = parameters()
+        before = [used.detach().clone(), unused.detach().clone()]
+        optimizer = ClippedUpdateAdam([used, unused], lr=0.1, max_update_norm=0.05)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = used.square().sum()
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure) == before[0].square().sum()
+        assert (used - before[0]).norm().item() == pytest.approx(0.05)
+        assert torch.equal(unused, before[1])
+
+    def test_the_norm_of_many_equal_elements_is_the_bound(self):
+        weight = torch.nn.Parameter(torch.zeros(1000, 1000))
+        weight.grad = torch.ones_like(weight)
+        ClippedUpdateAdam([weight], lr=2e-3, max_update_norm=1.0).step()
+        assert weight.double().norm().item() == pytest.approx(1.0, rel=1e-5)
+
+    def test_hooks_of_others_run_once(self):
+        torch.optim.Adam(parameters())
+        optimizer, runs = ClippedUpdateAdam(parameters(), lr=0.1, max_update_norm=0.1), []
+        optimizer.register_step_post_hook(lambda *_: runs.append("after"))
+        descend(optimizer, 2)
+        assert runs == ["after", "after"]
+
+    def test_bounds_the_updates_of_a_fit(self, data_tree):
+        data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20)
+        model = Zaremba(data.tokenizer.vocab_size, hidden_size=4)
+        model.optimization = StepAdam(0.5, max_update_norm=0.25)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        quiet_trainer(max_steps=1, limit_val_batches=0).fit(model, datamodule=data)
+        step = torch.cat([(new - old).flatten() for new, old in zip(model.parameters(), before, strict=True)])
+        assert step.norm().item() == pytest.approx(0.25, rel=1e-5)
+
+
+class TestFlooredRMSprop:
+    def test_first_steps_by_hand(self):
+        weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+        optimizer = FlooredRMSprop([weight], lr=0.1, decay=0.5)
+        weight.grad = torch.tensor([2.0, -1e-7], dtype=torch.float64)
+        optimizer.step()
+        # v = (2, 5e-15); the second root is below the floor of 1e-5.
+        first = [1 - 0.2 / math.sqrt(2), 1 + 1e-8 / 1e-5]
+        assert weight.tolist() == pytest.approx(first, rel=1e-12)
+        weight.grad = torch.tensor([-1.0, 3e-5], dtype=torch.float64)
+        optimizer.step()
+        # v = (1.5, 4.500025e-10); the second root is above it.
+        second = [first[0] + 0.1 / math.sqrt(1.5), first[1] - 3e-6 / math.sqrt(4.500025e-10)]
+        assert weight.tolist() == pytest.approx(second, rel=1e-12)
+
+    @pytest.mark.parametrize("groups", [list, in_groups])
+    def test_is_torchs_without_eps_above_the_floor(self, groups):
+        ours, theirs = parameters(), parameters()
+        expected = updates(torch.optim.RMSprop(theirs, lr=0.1, alpha=0.9, eps=0.0), theirs)
+        changes = updates(FlooredRMSprop(groups(ours), lr=0.1, decay=0.9), ours)
+        torch.testing.assert_close(changes, expected, rtol=1e-9, atol=1e-12)
+
+    def test_without_a_gradient_nothing_moves(self):
+        used, unused = parameters()
+        before = unused.detach().clone()
+        optimizer = FlooredRMSprop([used, unused], lr=0.1, decay=0.5)
+        used.grad = torch.ones_like(used)
+        optimizer.step()
+        assert torch.equal(unused, before)
+        assert unused not in optimizer.state
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda weights: ClippedUpdateAdam(weights, lr=0.1, max_update_norm=0.2, weight_decay=0.01),
+        lambda weights: FlooredRMSprop(weights, lr=0.1, decay=0.5),
+    ],
+    ids=["ClippedUpdateAdam", "FlooredRMSprop"],
+)
+def test_goes_on_from_its_state_to_the_bit(make):
+    weights = parameters()
+    optimizer = make(weights)
+    descend(optimizer, 3)
+    fresh, new = resumed(make, weights, optimizer)
+    descend(optimizer, 4), descend(new, 4)
+    assert all(torch.equal(old, again) for old, again in zip(weights, fresh, strict=True))
+
+
+@pytest.mark.parametrize(("milestones", "rates"), [(None, [1, 1, 1, 1]), ([1, 3], [1, 0.5, 0.5, 0.25])])
+def test_step_adam_lowers_its_rate_at_milestones_alone(milestones, rates):
+    (optimizer,), (schedule,) = StepAdam(1.0, milestones, decay=2.0).configure(torch.nn.Linear(2, 3))
+    seen = []
+    for _ in rates:
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert seen == rates
+
+
+def test_rmsprop_takes_a_rate_and_a_decay():
+    optimizer = RMSProp(0.01, 0.3).configure(torch.nn.Linear(2, 3))
+    assert isinstance(optimizer, FlooredRMSprop)
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["decay"]) == (0.01, 0.3)
+
+
 def test_one_cycle():
     optimizer = torch.optim.Adam(parameters(), lr=1.0, betas=(0.8, 0.99))
     schedule = OneCycle(optimizer, rate=1.0, updates=(4, 3, 2, 4), div=10, momentum=(0.8, 0.6))
@@ -222,6 +363,10 @@ def test_one_cycle():
         (lambda p: NTASGD(p, lr=1, non_monotone=0), "non_monotone"),
         (lambda p: PlateauSGD(p, lr=1, decay=1), "decay"),
         (lambda p: PlateauSGD(p, lr=1, patience=-1), "patience"),
+        (lambda p: FlooredRMSprop(p, lr=math.inf, decay=0.5), "lr"),
+        (lambda p: FlooredRMSprop(p, lr=1, decay=1.1), "decay"),
+        (lambda p: FlooredRMSprop(p, lr=1, decay=0.5, floor=0), "floor"),
+        (lambda p: ClippedUpdateAdam(p, lr=1, max_update_norm=0), "max_update_norm"),
     ],
 )
 def test_bad_arguments_are_named(make, name):

@@ -6,6 +6,7 @@ from torch.nn.functional import cross_entropy
 from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.models import Zaremba
+from zoo.regularisers import Zoneout
 
 
 def test_every_parameter_starts_uniform_in_the_range():
@@ -38,6 +39,18 @@ def test_dropout_has_three_sites():
         assert not torch.allclose(model(tokens)[0], model(tokens)[0])
     model.eval()
     torch.testing.assert_close(model(tokens), model(tokens), rtol=0, atol=0)
+
+
+def test_state_noise_acts_in_every_layer_and_adds_no_parameter():
+    torch.manual_seed(0)
+    model = Zaremba(10, hidden_size=6, state_noise=Zoneout(cell=1.0, hidden=0.25))
+    tokens = torch.randint(10, (4, 3))
+    _, (h, c) = model.train()(tokens)
+    assert h.shape == (2, 3, 6)
+    assert (c == 0).all()  # every cell keeps its old value
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+    assert torch.equal(model.eval()(tokens)[0], model(tokens)[0])
+    assert list(model.state_dict()) == list(Zaremba(10, hidden_size=6).state_dict())
 
 
 @pytest.mark.parametrize(

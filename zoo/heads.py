@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax
 
-from zoo.regularisers import LockedDropout
+from zoo.regularisers import GaussianWeightNoise, LockedDropout
 
 
 class TiedSoftmax(nn.Module):
@@ -28,6 +28,23 @@ class TiedSoftmax(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return linear(hidden, self.weight, self.bias)
+
+
+class NoisySoftmax(nn.Linear):
+    """A softmax of its own whose matrix, not its bias, gets `noise` at every forward of training.
+
+        logits = (W + std e) d + b        e ~ N(0, 1), (V, D), one for all steps and examples
+
+    (T, B, D) -> (T, B, V). The parameters are those of `torch.nn.Linear`. Krueger et al. 2017, arXiv 1606.01305, table 1,
+    "weight noise", whose code puts noise on every matrix of the network.
+    """
+
+    def __init__(self, in_features: int, out_features: int, noise: GaussianWeightNoise) -> None:
+        super().__init__(in_features, out_features)
+        self.noise = noise
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.noise.noisy(self.weight), self.bias)
 
 
 class MixtureOfSoftmaxes(nn.Module):

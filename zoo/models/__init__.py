@@ -2,8 +2,14 @@
 
 from zoo.models.awd_lstm import AWDLSTM as AWDLSTM
 from zoo.models.fraternal import FraternalLSTM as FraternalLSTM
+from zoo.models.recurrent import OneHotLanguageModel as OneHotLanguageModel
+from zoo.models.recurrent import RecurrentClassifier as RecurrentClassifier
 from zoo.models.recurrent import RecurrentLanguageModel as RecurrentLanguageModel
+from zoo.models.recurrent_batch_norm import RecurrentBatchNormClassifier as RecurrentBatchNormClassifier
+from zoo.models.recurrent_batch_norm import RecurrentBatchNormLanguageModel as RecurrentBatchNormLanguageModel
 from zoo.models.recurrent_dropout import RecurrentDropoutLSTM as RecurrentDropoutLSTM
 from zoo.models.recurrent_dropout import RNNDrop as RNNDrop
 from zoo.models.variational import VariationalLSTM as VariationalLSTM
 from zoo.models.zaremba import Zaremba as Zaremba
+from zoo.models.zoneout import ZoneoutClassifier as ZoneoutClassifier
+from zoo.models.zoneout import ZoneoutLanguageModel as ZoneoutLanguageModel

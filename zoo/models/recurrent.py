@@ -1,24 +1,29 @@
-"""What most of the papers' language models are made of: embedding, recurrent layers, softmax, and noise in its slots."""
+"""What most of the papers' models are made of: recurrent layers, what stands before and after, and noise in its slots."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from zoo.errors import UserError
-from zoo.heads import MixtureOfSoftmaxes, TiedSoftmax
+from zoo.heads import MixtureOfSoftmaxes, NoisySoftmax, TiedSoftmax
+from zoo.initialisation import block_orthogonal_, initialise_
 from zoo.layers import Recurrent, StateNoise
 from zoo.optim import Optimization
 from zoo.regularisers import (
     EmbeddingDropout,
     EmbeddingRegulariser,
+    GaussianWeightNoise,
     LockedDropout,
     Penalty,
     SequenceRegulariser,
     WeightRegulariser,
 )
-from zoo.tasks import LanguageModel
+from zoo.tasks import LanguageModel, SequenceClassifier
 
 
 class RecurrentLanguageModel(LanguageModel):
@@ -93,6 +98,111 @@ class RecurrentLanguageModel(LanguageModel):
             sequence, final = layer(sequence, None if state is None else state[index])
             states.append(final)
         return sequence, tuple(states)
+
+
+Initialisation = Literal["orthogonal", "block_orthogonal"]
+_INITIALISERS: dict[Initialisation, Callable[[Tensor], Tensor]] = {
+    "orthogonal": nn.init.orthogonal_,
+    "block_orthogonal": block_orthogonal_,
+}
+_SEED = 1
+"""Of the noise on the initial state in evaluation."""
+
+
+class OneHotLanguageModel(LanguageModel):
+    """One recurrent layer that reads tokens as one-hot vectors, and a softmax: the character models of 2016.
+
+    - `layer` takes inputs of `vocab_size`, and holds the `state_noise` and `weight_noise`.
+    - `softmax_noise` is on the softmax's matrix, not on its bias.
+    - `penalties` are on the layer's outputs. The gradient's norm is clipped to `max_norm`.
+    - `initialisation` of all matrices: "orthogonal", or square blocks that are (`zoo.initialisation.block_orthogonal_`), for
+      which each matrix's one side must divide the other. Biases start at 0, those of an LSTM's forget gates at 1.
+
+    Krueger et al. 2017, arXiv 1606.01305, section 4.1.1, and Cooijmans et al. 2017, arXiv 1603.09025, section 5.2.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        layer: Recurrent,
+        optimization: Optimization,
+        softmax_noise: GaussianWeightNoise | None = None,
+        penalties: list[Penalty] | None = None,
+        initialisation: Initialisation = "orthogonal",
+        max_norm: float | None = None,
+    ) -> None:
+        super().__init__(vocab_size)
+        output_size = _output_size(vocab_size, [layer])
+        self.optimization, self.max_norm = optimization, max_norm
+        self.layer = layer
+        self.output_dropout = LockedDropout(0.0)
+        self.softmax = (
+            nn.Linear(output_size, vocab_size)
+            if softmax_noise is None
+            else NoisySoftmax(output_size, vocab_size, softmax_noise)
+        )
+        self.penalties.extend(penalties or [])
+        matrix_ = _INITIALISERS[initialisation]
+        initialise_(layer, matrix_)
+        matrix_(self.softmax.weight)
+        nn.init.zeros_(self.softmax.bias)
+
+    def encode(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        hidden, state = self.layer(self.vectors(tokens), state)
+        return hidden, state
+
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """Token ids (T, B) -> one-hot vectors (T, B, vocab_size)."""
+        return one_hot(tokens, self.vocab_size).to(self.dtype)
+
+
+class RecurrentClassifier(SequenceClassifier):
+    """One recurrent layer, and a softmax on its last output.
+
+    - `layer` takes the sequences' inputs, and holds the `state_noise` and `weight_noise`.
+    - All matrices start orthogonal, biases at 0, those of an LSTM's forget gates at 1; with `identity` the hidden-to-hidden
+      matrix of an LSTM's candidate at the identity (`zoo.initialisation.initialise_`).
+    - `initial_noise`: the standard deviation of Gaussian noise on h(0), of each example by itself, in training and
+      evaluation. Evaluation draws the same numbers at every call.
+    - The gradient's norm is clipped to `max_norm`.
+
+    Cooijmans et al. 2017, arXiv 1603.09025, section 5.1, and Krueger et al. 2017, arXiv 1606.01305, section 4.3.
+    """
+
+    def __init__(
+        self,
+        layer: Recurrent,
+        num_classes: int,
+        optimization: Optimization,
+        identity: bool = False,
+        initial_noise: float = 0.0,
+        max_norm: float | None = None,
+    ) -> None:
+        super().__init__(layer.input_size, num_classes)
+        if not 0 <= initial_noise < math.inf:
+            raise UserError(f"initial_noise is {initial_noise}; it must be finite and 0 or more")
+        _output_size(layer.input_size, [layer])
+        self.optimization, self.max_norm, self.initial_noise = optimization, max_norm, initial_noise
+        self.layer = layer
+        self.softmax = nn.Linear(layer.hidden_size, num_classes)
+        initialise_(layer, nn.init.orthogonal_, identity_candidate=identity)
+        nn.init.orthogonal_(self.softmax.weight)
+        nn.init.zeros_(self.softmax.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs, _ = self.layer(inputs, self._noisy_state(inputs.shape[1]) if self.initial_noise else None)
+        logits: Tensor = self.softmax(outputs[-1])
+        return logits
+
+    def _noisy_state(self, batch: int) -> Any:
+        """The layer's initial state, with noise on h: training draws from torch's generator, evaluation from a seed."""
+        h, *rest = self.layer.initial(batch)
+        if self.training:
+            noise = torch.randn_like(h)
+        else:  # on the CPU, so that every device has the same numbers
+            noise = torch.randn(h.shape, generator=torch.Generator().manual_seed(_SEED)).to(h)
+        noisy = h + self.initial_noise * noise
+        return (noisy, *rest) if rest else noisy
 
 
 def stack(

@@ -6,7 +6,7 @@ Zaremba, Sutskever and Vinyals 2014, https://arxiv.org/abs/1409.2329; the author
 from torch import Tensor, nn
 
 from zoo.functional import LSTMState
-from zoo.layers import LSTM
+from zoo.layers import LSTM, StateNoise
 from zoo.optim import DecayedSGD
 from zoo.regularisers import Dropout
 from zoo.tasks import LanguageModel
@@ -20,6 +20,9 @@ class Zaremba(LanguageModel):
 
     The loss is the mean over the batch of the *sum* over the steps, as in the authors' code, and its gradient's norm is
     clipped to `max_norm`. The schedule of `learning_rate`, `constant_epochs` and `decay` is that of `DecayedSGD`.
+
+    `state_noise` acts within every layer, beside the dropout. The paper has none; with `zoo.Zoneout(cell=0.25,
+    hidden=0.025)` the large network is the word model of Krueger et al. 2017, arXiv 1606.01305, section 4.1.2.
     """
 
     sums_steps = True
@@ -35,13 +38,14 @@ class Zaremba(LanguageModel):
         constant_epochs: int = 4,
         decay: float = 2.0,
         max_norm: float = 5.0,
+        state_noise: StateNoise = None,
     ) -> None:
         super().__init__(vocab_size)
         self.optimization = DecayedSGD(learning_rate, constant_epochs, decay)
         self.max_norm = max_norm
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.input_dropout = Dropout(dropout)
-        self.lstm = LSTM(hidden_size, hidden_size, num_layers, dropout=dropout)
+        self.lstm = LSTM(hidden_size, hidden_size, num_layers, dropout=dropout, state_noise=state_noise)
         self.output_dropout = Dropout(dropout)
         self.softmax = nn.Linear(hidden_size, vocab_size)
         for parameter in self.parameters():

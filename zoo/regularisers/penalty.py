@@ -69,7 +69,8 @@ class NormStabiliser(Penalty):
         beta * mean over b and t = 2..T of (||h(t, b)|| - ||h(t-1, b)||)**2        0 for one step
 
     Takes hidden states or cell states; the step from h(0) is not counted. Krueger and Memisevic 2016, "Regularizing RNNs by
-    stabilizing activations", arXiv 1511.08400. The gradient of a norm at the zero vector is taken as 0. Raises
+    stabilizing activations", arXiv 1511.08400. The code of Krueger et al. 2017, arXiv 1606.01305, divides the T - 1 changes
+    by T: for its 99 steps its beta of 50 is 49.5 here. The gradient of a norm at the zero vector is taken as 0. Raises
     `ValueError` for a beta that is negative or not finite.
     """
 

@@ -1,0 +1,101 @@
+"""The addition task of the zoneout authors' repository: an encoder and a decoder, and data that grow harder.
+
+Krueger et al. 2017, https://arxiv.org/abs/1606.01305, has no such experiment; the repository, which calls it "not yet in the
+paper", has its script, without numbers: https://github.com/teganmaharaj/zoneout, zoneout_seq2seq.py.
+"""
+
+import math
+from collections import defaultdict
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from zoo.errors import UserError
+from zoo.functional import LSTMState
+from zoo.initialisation import initialise_
+from zoo.layers import LSTM, StateNoise
+from zoo.optim import StepAdam
+from zoo.tasks import SequenceToSequence
+
+
+@runtime_checkable
+class Graded(Protocol):
+    """Data of several difficulties."""
+
+    difficulty: int
+    """That of the next epoch."""
+
+    greatest_difficulty: int
+
+
+class EncoderDecoder(SequenceToSequence):
+    """A stack of LSTMs reads the source; another, with weights of its own, starts from its final state and writes the target.
+
+        state = encoder(x(1) .. x(S))        logits = W decoder(GO, y(1) .. y(T-1); state) + b        x, y one-hot
+
+    All matrices and b start at U(-init_range, init_range), the LSTMs' biases at 0 and those of their forget gates at 1.
+
+    - `state_noise` acts in both stacks. The softmax sees the h(t) that is carried on, as everywhere here; the authors' wrapper
+      hands it the one before zoneout, and samples its masks in evaluation too, where this takes their expectation.
+    - After a validation with an error below `mastered` the data's next epoch is one step harder. At the greatest difficulty
+      the rate of Adam is multiplied by `decay` whenever the error rose.
+    - Where the error is still above `hopeless` after `patience` validations, all starts anew: the weights, Adam's moments and
+      rate. A `patience` of None never gives up.
+    - The model kept is that of the best validation at the greatest difficulty reached.
+
+    The error is the share of targets not got right in every symbol. Data without a `difficulty` are of one difficulty alone.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        source_length: int,
+        target_length: int,
+        hidden_size: int = 128,
+        num_layers: int = 2,
+        state_noise: StateNoise = None,
+        init_range: float = 0.08,
+        learning_rate: float = 0.01,
+        decay: float = 0.95,
+        mastered: float = 0.1,
+        hopeless: float = 0.85,
+        patience: int | None = 16,
+        max_norm: float | None = None,
+    ) -> None:
+        super().__init__(vocab_size, source_length, target_length)
+        for name, value in {"decay": decay, "mastered": mastered, "hopeless": hopeless}.items():
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} is {value}; it must lie in [0, 1]")
+        if patience is not None and patience < 1:
+            raise UserError(f"patience is {patience}; it must be 1 or more, or null")
+        self.init_range, self.decay, self.mastered = init_range, decay, mastered
+        self.hopeless, self.patience, self.max_norm = hopeless, patience, max_norm
+        self.optimization = StepAdam(learning_rate, weight_decay=0.0)
+        self.encoder = LSTM(vocab_size, hidden_size, num_layers, bias="one", state_noise=state_noise)
+        self.decoder = LSTM(vocab_size, hidden_size, num_layers, bias="one", state_noise=state_noise)
+        self.softmax = nn.Linear(hidden_size, vocab_size)
+        self._validations = 0
+        self._least_recent = math.inf
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all weights anew."""
+        uniform_ = partial(nn.init.uniform_, a=-self.init_range, b=self.init_range)
+        for stack in (self.encoder, self.decoder):
+            initialise_(stack, uniform_)
+        for parameter in self.softmax.parameters():
+            uniform_(parameter)
+
+    def encode(self, sources: Tensor) -> LSTMState:
+        _, state = self.encoder(self._one_hot(sources))
+        return state
+
+    def decode(self, symbols: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        hidden, state = self.decoder(self._one_hot(symbols), state)
+        return self.softmax(hidden), state
+
+    def _one_hot(self, symbols: Tensor) -> Tensor:
+        return one_hot(symbols, self.vocab_size).to(self.softmax.weight.dtype)
