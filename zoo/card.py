@@ -17,10 +17,8 @@ from zoo.files import CARD, RECIPE, SUMS, has_weights
 
 ARXIV = "https://arxiv.org/abs/"
 
-STREAMED = (
-    "each split read as one stream with the state carried through; the negative log-likelihood is summed in float64 over "
-    "every predicted token and divided once"
-)
+SUMMED = "the negative log-likelihood is summed in float64 over every predicted token and divided once"
+STREAMED = f"each split read as one stream with the state carried through; {SUMMED}"
 
 
 @dataclass
@@ -281,7 +279,8 @@ def _evaluations(name: str, measured: Measured) -> str:
         values = {result.split: result.value for result in each.results}
         rows.append(f"| {each.title} | {number(values.get('validation'))} | {number(values.get('test'))} |")
         commands.append(f"python cli.py test {name} {each.options}")
-    text = "The constants were chosen on the validation text alone."
+    chosen = any("--evaluation" in each.options for each in measured.evaluations)
+    text = "The constants were chosen on the validation text alone." if chosen else ""
     notes = "\n".join(f"- {each.title}: {each.note}" for each in measured.evaluations if each.note)
     return "\n\n".join(filter(None, ["\n".join(rows), text, notes, "```\n" + "\n".join(commands) + "\n```"]))
 

@@ -498,8 +498,10 @@ class BatchNormLSTM(_NormalisedLSTM):
     are those of `LSTM`, as are gains and biases those of `LayerNormLSTM`. What it has besides:
 
     - max_steps: each of the first `max_steps` steps of a sequence has population statistics of its own.
-    - momentum: how far a training step moves them towards the (biased) moments of its batch, from mean 0 and variance 1;
-      None gives every batch since `reset_population` the same weight. The authors' code has 0.05 on text and 0.01 on MNIST.
+    - momentum: how far a training step moves them towards the (biased) moments of its batch, but the n-th since
+      `reset_population` at least 1/n of the way, so that they are a mean from the first on; None gives every batch since then
+      the same weight. The authors' code has 0.05 on text and 0.01 on MNIST, and starts at mean 0 and variance 1, of which
+      e^-1 is left after 100 updates.
 
     Training normalises by the moments of the batch, of 2 examples or more, and averages them in the buffers
     `population_*_l0`, (max_steps, 4 H) or (max_steps, H); steps from max_steps on leave no trace there. Evaluation
@@ -646,7 +648,7 @@ class BatchNormLSTM(_NormalisedLSTM):
         batches += 1
         for name, moment in used._asdict().items():
             average = self.get_buffer(f"population_{name}_{suffix}")[rows]
-            weight = batches.unsqueeze(-1).to(average.dtype).reciprocal() if self.momentum is None else self.momentum
+            weight = batches.unsqueeze(-1).to(average.dtype).reciprocal().clamp(min=self.momentum or 0)
             average.lerp_(moment[: len(average)], weight)
 
 

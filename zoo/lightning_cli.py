@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from datamodules.stream import Stream
-from datamodules.text import Split, TextDataModule
+from datamodules.text import Batching, Split, TextDataModule
 from zoo import bundle, card, hub
 from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder
 from zoo.errors import UserError
@@ -259,13 +259,16 @@ class ZooCLI(LightningCLI):
             self._estimate_population()
         weights = bundle.stored_weights(self.model)
         self.model.load_state_dict(weights)
+        results, evaluations = self._measure_all() if finished else ([], [])
         measured = card.Measured(
             dataset=getattr(self.datamodule, "dataset_id", "own text"),
             dataset_name=getattr(self.datamodule, "dataset_name", "own text"),
             metric=self.model.metric_unit,
-            results=self._measure() if finished else [],
+            results=results,
             training=training,
             finished=finished,
+            evaluations=evaluations,
+            protocol=self._protocol(),
         )
         folder = run_folder(trainer)
         if trainer.is_global_zero:
@@ -316,6 +319,37 @@ class ZooCLI(LightningCLI):
             return ""
         arguments = ", ".join(f"{name}={value!r}" for name, value in chosen.get("init_args", {}).items())
         return f", by {chosen.class_path.rsplit('.', 1)[-1]}({arguments})"
+
+    def _measure_all(self) -> tuple[list[card.Result], list[card.Evaluated]]:
+        """Both splits as the data reads them; of a text that was trained on in pieces, both in pieces and as a stream."""
+        data = self.datamodule
+        if not isinstance(data, TextDataModule) or data.batching == "stream":
+            return self._measure(), []
+        own, readings = dict(zip(("validation", "test"), data.readings, strict=True)), []
+        results: list[card.Result] = []
+        asked = data.evaluation
+        for way in get_args(Batching):
+            data.evaluation = way
+            measured = self._measure()
+            readings.append(card.Evaluated(self._read(way), f"--data.evaluation {way}", measured))
+            results += [result for result in measured if own[result.split] == way]
+        data.evaluation = asked
+        return sorted(results, key=lambda result: list(own).index(result.split)), readings
+
+    def _protocol(self) -> str:
+        """How the splits are read, in a card's words."""
+        data = self.datamodule
+        if not isinstance(self.model, LanguageModel):
+            return f"over all {self.model.material} of a split"
+        if not isinstance(data, TextDataModule) or set(data.readings) == {"stream"}:
+            return card.STREAMED
+        validation, test = map(self._read, data.readings)
+        return f"the validation text read {validation}, the test text {test}; {card.SUMMED}"
+
+    def _read(self, way: Batching) -> str:
+        if way == "stream":
+            return "as one stream with the state carried through"
+        return f"in pieces of {self.datamodule.bptt + 1} tokens with the state starting anew in each"
 
     def _measure(self) -> list[card.Result]:
         """Both splits whole; those that the options cut or leave out are left out."""
