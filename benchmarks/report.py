@@ -20,7 +20,8 @@ def write(
     """Prints the table and writes it beside the script, as `<script>.md`; that of a GPU as `<script>_cuda.md`."""
     table = [header, ["---"] * len(header), *rows]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in table)
-    threads = f"{torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' if count > 1 else ''}"
     where = f"{datetime.date.today()}; {hardware(device or torch.device('cpu'))}; {threads}; torch {torch.__version__}."
     text = f"# {title}\n\n{lines}\n\n{notes}\n\nMeasured {where}\n"
     print(text)

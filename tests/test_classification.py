@@ -1,6 +1,7 @@
 """Classifiers of sequences: the task, the zoneout papers' and the batch-normalised network."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch.utils.data import DataLoader
 
 from datamodules import SequentialMNIST
 from tests.conftest import quiet_trainer
+from zoo import card
 from zoo.callbacks import BestWeights, LastCheckpoint
+from zoo.cli import main
 from zoo.errors import UserError
 from zoo.layers import GRU, LSTM, BatchNormLSTM
 from zoo.models import RecurrentBatchNormClassifier, RecurrentClassifier, ZoneoutClassifier
@@ -135,6 +138,33 @@ def test_an_interrupted_run_goes_on_bit_for_bit(stop, data_tree, tmp_path):
     fit(tmp_path / "cut", data_tree, stop=stop)
     resumed = fit(tmp_path / "cut", data_tree, resume=True)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_from_the_command_line(data_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    small = ["--data.downsample=7", "--model.max_steps=16", "--model.hidden_size=6"]
+    main(["fit", "zoneout-rbn-pmnist", *small, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", *quiet])
+    folder = Path("logs/zoneout-rbn-pmnist/version_0/zoneout-rbn-pmnist")
+    assert f"next: python cli.py test {folder}" in capsys.readouterr().out
+    assert "over all images of a split" in (folder / "README.md").read_text()
+    results = {result.split: result for result in card.read(folder).measured.results}
+    main(["test", str(folder), *quiet])
+    line = f"zoneout-rbn-pmnist: accuracy in % {results['test'].value:.6g} over 30 predictions of the test images"
+    assert line in capsys.readouterr().out
+    main(["predict", str(folder), *quiet])
+    assert "the class of every sequence: logs/" in capsys.readouterr().out
+    lines = Path("logs/zoneout-rbn-pmnist/predictions.tsv").read_text().splitlines()
+    assert lines[0] == "label\tpredicted\tprobability"
+    rows = [line.split("\t") for line in lines[1:]]
+    assert 100 * sum(label == predicted for label, predicted, _ in rows) / 30 == pytest.approx(results["test"].value)
+    with pytest.raises(SystemExit):
+        main(["score", str(folder), str(folder / "README.md")])
+    assert "is a RecurrentBatchNormClassifier, not a language model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["test", str(folder), "--evaluation=zoo.evaluation.Temperature", "--evaluation.temperature=2"])
+    assert "--evaluation is for a language model on a text" in capsys.readouterr().err
 
 
 class TestZoneout:
