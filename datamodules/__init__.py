@@ -1,7 +1,9 @@
-"""Data modules: where the text comes from and how it is cut into streams."""
+"""Data modules: where the data come from, and how they are cut into batches."""
 
 from datamodules.corpus import TINY_SHAKESPEARE as TINY_SHAKESPEARE
 from datamodules.corpus import Corpus as Corpus
+from datamodules.mnist import SequentialMNIST as SequentialMNIST
 from datamodules.penn_treebank import PennTreebank as PennTreebank
+from datamodules.text8 import Text8 as Text8
 from datamodules.wikitext import WikiText2 as WikiText2
 from datamodules.wikitext import WikiText103 as WikiText103

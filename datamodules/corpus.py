@@ -13,7 +13,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from datamodules import source
-from datamodules.text import Split, TextDataModule
+from datamodules.text import Batching, Split, TextDataModule
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Level, Normaliser, Tokenizer, character_vocabulary, count_words, word_vocabulary
 
@@ -52,15 +52,17 @@ class Corpus(TextDataModule):
         normaliser: Normaliser = "none",
         min_count: int = 1,
         max_vocabulary: int | None = None,
+        batching: Batching = "stream",
         batch_size: int = 20,
         bptt: int = 35,
         drop_last: bool = False,
         random_bptt: bool = False,
         max_bptt: int | None = None,
+        evaluation: Batching | None = None,
         root: str | None = None,
         tokenizer: str | None = None,
     ) -> None:
-        super().__init__(batch_size, bptt, drop_last, random_bptt, max_bptt, tokenizer)
+        super().__init__(batch_size, bptt, drop_last, random_bptt, max_bptt, tokenizer, batching, evaluation)
         self.level: Level = level
         self.normaliser: Normaliser = normaliser
         self.min_count, self.max_vocabulary = min_count, max_vocabulary

@@ -2,13 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning import LightningDataModule
 
+from datamodules.arguments import check_shares
 from zoo.errors import UserError
+
+Split = Literal["train", "validation", "test"]
+
+_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "validation"), "validate": ("validation",)}
 
 
 class Draw(NamedTuple):
@@ -75,6 +81,44 @@ class Loader(ABC, Generic[Batch]):
         self._start = self._given % len(self)
 
 
+class Examples(Loader[Batch]):
+    """Batches of `batch_size` examples out of `count`, each a sequence of its own: shuffled by `draw`, or in order.
+
+    The last batch may be smaller. Each of `world_size` processes takes its share of every batch. Under `draw` the shares
+    are equal, for training: the last batch leaves out what cannot be shared, fewer than `world_size` examples, others in
+    each epoch. In order no example is left out, for evaluation: a share may be larger by one than another, or empty.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        shape: dict[str, int | str | None],
+        draw: Draw | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(shape, draw)
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._order = np.arange(count)
+        self.generator = None if draw is None else draw.generator()
+        """For whatever else is drawn; None where nothing is."""
+        if self.generator is not None:
+            check_shares(batch_size, world_size)
+            self._order = self.generator.permutation(count)[: count - count % world_size]
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._batch_size)
+
+    def batch(self, index: int) -> Batch:
+        whole = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        return self.take(np.array_split(whole, self._world_size)[self._rank])
+
+    @abstractmethod
+    def take(self, examples: npt.NDArray[np.int64]) -> Batch:
+        """The batch of the examples of those numbers."""
+
+
 class DrawnEpochs(LightningDataModule):
     """A data module whose training loader draws anew in every epoch.
 
@@ -87,8 +131,18 @@ class DrawnEpochs(LightningDataModule):
         """Whether anything is drawn."""
         return True
 
+    @abstractmethod
+    def open(self, split: Split) -> None:
+        """Makes a split ready to be read: once for good on disk, then for this process."""
+
+    def prepare_data(self) -> None:
+        """Writes, on one process, the files that the coming stage reads."""
+        self.setup(self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit")
+
     def setup(self, stage: str) -> None:
-        """Has the trainer ask for a new loader in every epoch."""
+        """Opens what the stage reads (fit, validate, test or predict); has a fit ask for a new loader in every epoch."""
+        for split in _SPLITS.get(stage, ("test",)):
+            self.open(split)
         if stage == "fit" and self.draws and self.trainer:
             # Lightning reads this attribute before each epoch.
             self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """The one place where data enters: `datasets.load_dataset`, from the Hub or from a local tree laid out as on the Hub."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetsError
 
+from datamodules import token_file
 from zoo.errors import UserError
 
 BLOCK = 8_000_000
@@ -37,7 +39,10 @@ def load(
     path = str(local / dataset_id) if local else dataset_id
     where = f"{path} (from root or ${ROOT_VARIABLE})" if local else f"{dataset_id} on the Hugging Face Hub"
     try:
-        return datasets.load_dataset(path, config, data_files=data_files, revision=None if local else revision)
+        cache = _cache(local / dataset_id) if local else None
+        return datasets.load_dataset(
+            path, config, data_files=data_files, revision=None if local else revision, cache_dir=cache
+        )
     except (
         OSError,
         ValueError,
@@ -49,10 +54,27 @@ def load(
         ) from error
 
 
-def blocks(rows: datasets.Dataset, column: str, separator: str = "\n") -> Iterator[str]:
-    """The column's strings, each followed by `separator`, in blocks of about `BLOCK` characters."""
+def _cache(folder: Path) -> str:
+    """Where the converted files of a local folder lie, a place of their own for each state of the folder.
+
+    datasets goes by the folder's name and card alone, and would give the files of another tree, or old ones.
+    """
+    state = hashlib.sha256()
+    for file in sorted(folder.resolve().rglob("*")):
+        status = file.stat()
+        state.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return str(token_file.directory() / state.hexdigest()[:32])
+
+
+def check_column(rows: datasets.Dataset, column: str) -> None:
+    """Raises `UserError` where there is no such column."""
     if column not in rows.column_names:
         raise UserError(f"the data set has no column {column!r}; its columns are {', '.join(rows.column_names)}")
+
+
+def blocks(rows: datasets.Dataset, column: str, separator: str = "\n") -> Iterator[str]:
+    """The column's strings, each followed by `separator`, in blocks of about `BLOCK` characters, or of one longer string."""
+    check_column(rows, column)
     pending: list[str] = []
     size = 0
     for batch in rows.with_format("arrow").iter(batch_size=1000):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.arguments import check_shares
 from datamodules.loader import Draw, Loader
 from zoo.errors import UserError
 from zoo.tokenizer import Ids
@@ -73,8 +74,8 @@ class Stream(Loader[tuple[Tensor, Tensor]]):
                 f"the {name} has {len(ids):,} tokens, too few for batch_size {batch_size} x bptt {bptt}: "
                 f"it takes {batch_size * (needed + 1):,}"
             )
-        if batch_size > 1 and batch_size % world_size:
-            raise UserError(f"batch_size {batch_size} cannot be shared evenly by {world_size} processes")
+        if batch_size > 1:
+            check_shares(batch_size, world_size)
         self._columns = np.array_split(ids[: rows * batch_size].reshape(batch_size, rows), world_size)[rank]
         shape: dict[str, int | str | None] = {"tokens": len(ids), "batch_size": batch_size, "bptt": bptt}
         self._bounds: Sequence[int]

@@ -1,31 +1,43 @@
-"""What the text data modules share: a tokenizer, memory-mapped token ids and contiguous streams."""
+"""What the text data modules share: a tokenizer, memory-mapped token ids, and streams or pieces of them."""
 
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from datamodules import token_file
-from datamodules.loader import DrawnEpochs
+from datamodules.arguments import check_choice, check_positive
+from datamodules.loader import Draw, DrawnEpochs
+from datamodules.loader import Split as Split
+from datamodules.pieces import Pieces
 from datamodules.stream import SHORTEST, RandomWindows, Stream
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Ids, Tokenizer
 
-Split = Literal["train", "validation", "test"]
+Batching = Literal["stream", "pieces"]
 
 EVALUATION_WINDOW = 200
 """Steps read at a time when evaluating; the state is carried over, so it changes memory and speed but no number."""
 
+EVALUATION_PIECES = 100
+"""Pieces read at a time when evaluating; each starts anew, so it changes memory and speed but no number."""
+
 
 class TextDataModule(DrawnEpochs):
-    """Streams of a tokenised text: training in `batch_size` columns, validation and test as one stream each.
+    """A tokenised text: training in `batch_size` columns or pieces, validation and test as one stream each, or in pieces.
 
     Subclasses say where the text comes from (`text`), which tokens it has (`vocabulary`) and how they are told apart
     (`tokenizer_of`), and pass the rest.
 
-    `random_bptt` draws the length of each training window around `bptt`, anew in every epoch, at most `max_bptt`
-    (`datamodules.stream.RandomWindows`).
+    `batching="stream"`: the columns follow the text, window after window of `bptt` steps, and the state is carried
+    (`datamodules.stream.Stream`). `random_bptt` draws the length of each training window around `bptt`, anew in every epoch,
+    at most `max_bptt` (`datamodules.stream.RandomWindows`).
+    `batching="pieces"`: pieces of `bptt + 1` tokens in random order, the state starting anew with each
+    (`datamodules.pieces.Pieces`).
+    `evaluation` says how validation and test are read. Where it is None the test text is one stream, and so is the
+    validation text, unless training reads pieces: then it is read in pieces too, as in the log of Krueger et al. 2017, arXiv
+    1606.01305. (Cooijmans et al. 2017, arXiv 1603.09025, test on one stream; the code of Krueger et al. does not say.)
     `tokenizer` names a `tokenizer.json`, or a folder with one, to use in place of the vocabulary of the training text.
     """
 
@@ -37,11 +49,21 @@ class TextDataModule(DrawnEpochs):
         random_bptt: bool,
         max_bptt: int | None,
         tokenizer: str | None,
+        batching: Batching = "stream",
+        evaluation: Batching | None = None,
     ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "bptt": bptt}.items():
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be 1 or more")
+            check_positive(name, value)
+        check_choice("batching", batching, get_args(Batching))
+        check_choice("evaluation", evaluation, (None, *get_args(Batching)))
+        of_streams = {"drop_last": drop_last, "random_bptt": random_bptt, "max_bptt": max_bptt}
+        for name, option in of_streams.items():
+            if option and batching == "pieces":
+                raise UserError(
+                    f"{name} is {option} and batching is 'pieces'; pieces are all of one length, and none is dropped: leave "
+                    f"out {name}, or set batching to 'stream'"
+                )
         if random_bptt and drop_last:
             raise UserError(
                 "drop_last and random_bptt are both true; windows of random length have no partial one to drop: leave out "
@@ -58,6 +80,7 @@ class TextDataModule(DrawnEpochs):
             )
         self.batch_size, self.bptt, self.drop_last = batch_size, bptt, drop_last
         self.random_bptt, self.max_bptt = random_bptt, max_bptt
+        self.batching, self.evaluation = batching, evaluation
         self.given_tokenizer = tokenizer is not None
         self._tokenizer: Tokenizer | None = None
         self._ids: dict[Split, Ids] = {}
@@ -68,7 +91,7 @@ class TextDataModule(DrawnEpochs):
 
     @abstractmethod
     def text(self, split: Split) -> Iterator[str]:
-        """The text of a split in blocks, each ending with a line."""
+        """The text of a split in blocks, each ending with a line, or anywhere at character level."""
 
     @abstractmethod
     def vocabulary(self) -> list[str]:
@@ -89,7 +112,8 @@ class TextDataModule(DrawnEpochs):
             key = f"{self.digest('train')} {rules} {self.vocabulary_options}"
             file = token_file.directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
             if not file.exists():
-                token_file.write_text(file, self.tokenizer_of(self.vocabulary()).to_json())
+                with token_file.whole(file) as written:
+                    written.write_text(self.tokenizer_of(self.vocabulary()).to_json(), encoding="utf-8")
             self._tokenizer = Tokenizer.from_file(file)
         return self._tokenizer
 
@@ -110,37 +134,50 @@ class TextDataModule(DrawnEpochs):
             self._ids[split] = token_file.token_ids(self.text(split), self.digest(split), self.tokenizer)
         return self._ids[split]
 
-    def prepare_data(self) -> None:
-        """Tokenises, on one process, what the coming stage reads."""
-        self.setup(self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit")
+    def open(self, split: Split) -> None:
+        """Tokenises the split, or opens its token file."""
+        self.ids(split)
 
-    def setup(self, stage: str) -> None:
-        """Opens the token files of the stage (fit, validate, test or predict)."""
-        super().setup(stage)
-        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "validation"), "validate": ("validation",)}
-        for split in splits.get(stage, ("test",)):
-            self.ids(split)
-
-    def train_dataloader(self) -> Stream:
-        """`batch_size` columns in windows of `bptt`, or of the random lengths of the trainer's epoch."""
+    def train_dataloader(self) -> Stream | Pieces:
+        """Columns in windows of `bptt` or of the random lengths of the trainer's epoch, or that epoch's pieces."""
+        if self.batching == "pieces":
+            return self._pieces("train", self.batch_size, self.draw())
         return self._stream("train", self.batch_size, self.bptt, self.drop_last, self._windows())
 
-    def val_dataloader(self) -> Stream:
-        """The validation text as one stream."""
-        return self._stream("validation", 1, EVALUATION_WINDOW, False)
+    def val_dataloader(self) -> Stream | Pieces:
+        """The validation text, as one stream or in pieces."""
+        return self._whole("validation", self.readings[0])
 
-    def test_dataloader(self) -> Stream:
-        """The test text as one stream."""
-        return self._stream("test", 1, EVALUATION_WINDOW, False)
+    def test_dataloader(self) -> Stream | Pieces:
+        """The test text, as one stream or in pieces."""
+        return self._whole("test", self.readings[1])
 
-    predict_dataloader = test_dataloader
+    def predict_dataloader(self) -> Stream | Pieces:
+        """The test text as one stream: every token, in order."""
+        return self._whole("test", "stream")
+
+    @property
+    def readings(self) -> tuple[Batching, Batching]:
+        """How the validation and the test text are read."""
+        return self.evaluation or self.batching, self.evaluation or "stream"
 
     @property
     def draws(self) -> bool:
-        return self.random_bptt
+        return self.random_bptt or self.batching == "pieces"
 
     def _windows(self) -> RandomWindows | None:
         return RandomWindows(*self.draw(), self.max_bptt) if self.random_bptt else None
+
+    def _whole(self, split: Split, batching: Batching) -> Stream | Pieces:
+        if batching == "pieces":
+            return self._pieces(split, EVALUATION_PIECES)
+        return self._stream(split, 1, EVALUATION_WINDOW, False)
+
+    def _pieces(self, split: Split, batch_size: int, draw: Draw | None = None) -> Pieces:
+        rank, world_size = self.share
+        return Pieces(
+            self.ids(split), batch_size, self.bptt, draw=draw, rank=rank, world_size=world_size, name=f"{split} text"
+        )
 
     def _stream(
         self, split: Split, batch_size: int, bptt: int, drop_last: bool, random: RandomWindows | None = None

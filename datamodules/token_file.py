@@ -3,7 +3,8 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -38,18 +39,18 @@ def token_ids(blocks: Iterable[str], text_digest: str, tokenizer: Tokenizer) -> 
         return np.asarray(reader.get_batch(0).column("ids"))
 
 
-def write_text(file: Path, text: str) -> None:
-    """Writes `file` whole or not at all."""
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path, in a folder of its own; what was written there at the end becomes `file`, after an error nothing does."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        finished = Path(folder, file.name)
-        finished.write_text(text, encoding="utf-8")
-        os.replace(finished, file)
+        yield (written := Path(folder, file.name))
+        os.replace(written, file)
 
 
 def _write(file: Path, blocks: Iterable[str], tokenizer: Tokenizer) -> None:
     """One record batch, so that the ids read back as one array; memory stays flat: the ids pass through a scratch file."""
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        scratch, finished = Path(folder, "ids"), Path(folder, "ids.arrow")
+    with whole(file) as finished:
+        scratch = finished.with_suffix(".ids")
         with scratch.open("wb") as sink:
             for block in blocks:
                 sink.write(tokenizer.encode(block).tobytes())
@@ -57,4 +58,3 @@ def _write(file: Path, blocks: Iterable[str], tokenizer: Tokenizer) -> None:
         batch = pa.record_batch({"ids": pa.array(ids)})
         with pa.OSFile(str(finished), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        os.replace(finished, file)

@@ -3,8 +3,10 @@
 import atexit
 import os
 import random
+import re
 import shutil
 import tempfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ os.environ |= {
 REAL_DATASETS = os.environ.pop("ZOO_DATASETS", None)
 os.environ.pop("ZOO_CHECKPOINTS", None)
 
+import datasets  # noqa: E402
+import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from lightning import Trainer  # noqa: E402
+from PIL import Image  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,26 +54,53 @@ def quiet_trainer(**options: Any) -> Trainer:
     return Trainer(accelerator="cpu", **quiet | options)
 
 
+def digits(count: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    """Noisy images (count, 28, 28), two bright rows of each saying its label."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(10, size=count)
+    images = draw.integers(100, size=(count, 28, 28), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label + 4 : 2 * label + 6] = 255
+    return images, labels.tolist()
+
+
+def png(image: np.ndarray) -> dict[str, Any]:
+    """An image as it lies in a data set."""
+    Image.fromarray(image).save(file := BytesIO(), "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def hub_folder(root: Path, dataset_id: str, config: str, files: str, splits: tuple[str, ...]) -> Path:
+    """A data set's folder as on the Hub, its card declaring the configuration; the folder of its Parquet files."""
+    (folder := root / dataset_id / files).mkdir(parents=True)
+    paths = "".join(f"  - {{split: {split}, path: {files}/{split}-*}}\n" for split in splits)
+    (root / dataset_id / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{paths}---\n")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of Penn Treebank and WikiText-2 as on the Hub, with other text in them."""
+    """The files of Penn Treebank, WikiText-2, text8 and MNIST as on the Hub, with other text and images in them."""
     root = tmp_path_factory.mktemp("datasets")
-    wikitext = root / "Salesforce" / "wikitext" / "wikitext-2-v1"
-    wikitext.mkdir(parents=True)
-    (wikitext.parent / "README.md").write_text(
-        "---\nconfigs:\n- config_name: wikitext-2-v1\n  data_files:\n"
-        + "".join(
-            f"  - {{split: {split}, path: wikitext-2-v1/{split}-*}}\n" for split in ("train", "validation", "test")
-        )
-        + "---\n"
-    )
-    for seed, (split, count) in enumerate({"train": 600, "validation": 60, "test": 70}.items()):
+    sizes = {"train": 600, "validation": 60, "test": 70}
+    wikitext = hub_folder(root, "Salesforce/wikitext", "wikitext-2-v1", "wikitext-2-v1", tuple(sizes))
+    text8 = hub_folder(root, "afmck/text8", "default", "data", tuple(sizes))
+    mnist = hub_folder(root, "ylecun/mnist", "mnist", "mnist", ("train", "test"))
+    for seed, (split, count) in enumerate(sizes.items()):
         folder = root / "ptb-text-only" / "ptb_text_only" / "penn_treebank" / split
         folder.mkdir(parents=True)
         lines = sentences(count, seed)
         pq.write_table(pa.table({"sentence": lines}), folder / "0000.parquet")
         text = [f" {line} \n" for line in lines]
         pq.write_table(pa.table({"text": text}), wikitext / f"{split}-00000-of-00001.parquet")
+        letters = " ".join(["the quick brown fox jumps over the lazy dog", *lines])
+        one_row = pa.table({"text": [re.sub("[^a-z]+", " ", letters.lower())]})
+        pq.write_table(one_row, text8 / f"{split}-00000-of-00001.parquet")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
+    for seed, (split, count) in enumerate({"train": 120, "test": 30}.items()):
+        images, labels = digits(count, seed)
+        rows = datasets.Dataset.from_dict({"image": [png(image) for image in images], "label": labels}, features)
+        rows.to_parquet(mnist / f"{split}-00000-of-00001.parquet")
     return root
 
 

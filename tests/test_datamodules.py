@@ -35,6 +35,29 @@ class TestPennTreebank:
         assert text_of(data, "validation") == "".join(line + "\n" for line in lines)
         assert data.ids("train").dtype == np.uint8
 
+    def test_lines_keep_their_last_blank_and_their_end(self, data_tree):
+        data = PennTreebank(level="character", text="lines", root=str(data_tree))
+        text = "".join(f"{line} \n" for line in sentences(60, seed=1))
+        assert text_of(data, "validation") == "".join(data.text("validation")) == text
+        assert len(data.ids("validation")) == len(text)
+        vocabulary = data.tokenizer.tokens(range(data.tokenizer.vocab_size))
+        assert {" ", "\n"} < set(vocabulary)
+        assert "_" not in vocabulary
+        joined = PennTreebank(level="character", root=str(data_tree))
+        assert len(data.ids("train")) == len(joined.ids("train")) + 600
+
+    def test_lines_are_scored_as_they_are_written(self, data_tree):
+        data = PennTreebank(level="character", text="lines", root=str(data_tree))
+        model = Zaremba(data.tokenizer.vocab_size, hidden_size=4)
+        model.tokenizer = data.tokenizer
+        assert model.score("the bank rose").tokens == list("the bank rose")
+
+    def test_lines_are_characters(self):
+        with pytest.raises(UserError, match="text is 'lines' and level is 'word'.*set level to 'character'"):
+            PennTreebank(text="lines")
+        with pytest.raises(UserError, match="text is 'raw'; it must be one of 'joined', 'lines'"):
+            PennTreebank(level="character", text="raw")
+
     def test_a_column_that_is_not_there_is_named(self, tmp_path):
         for split in ("train", "validation", "test"):
             folder = tmp_path / "ptb-text-only" / "ptb_text_only" / "penn_treebank" / split
@@ -82,6 +105,9 @@ class TestPennTreebank:
         assert words.tokenizer.vocab_size == 10_000
         assert [len(characters.ids(split)) for split in splits] == [5_017_482, 393_042, 442_423]
         assert characters.tokenizer.vocab_size == 50
+        lines = PennTreebank(level="character", text="lines")
+        assert [len(lines.ids(split)) for split in splits] == [5_059_550, 396_412, 446_184]
+        assert lines.tokenizer.vocab_size == 50
         assert [sum(y.numel() for _, y in loader) for loader in (words.val_dataloader(), words.test_dataloader())] == [
             73_759,
             82_429,

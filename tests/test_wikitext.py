@@ -98,8 +98,11 @@ def test_streams(tree):
     assert targets.shape == (len(data.ids("test")) - 1, 1)
 
 
-def test_its_arguments_are_penn_treebanks_without_the_level():
-    of_treebank = {name: value for name, value in signature(PennTreebank).parameters.items() if name != "level"}
+def test_its_arguments_are_penn_treebanks_without_those_of_characters():
+    of_characters = ("level", "text", "batching", "evaluation")
+    of_treebank = {
+        name: value for name, value in signature(PennTreebank).parameters.items() if name not in of_characters
+    }
     assert list(signature(WikiText2).parameters.values()) == list(of_treebank.values())
 
 
