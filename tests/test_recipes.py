@@ -156,6 +156,28 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
     assert not card.read(run.parent / "version_1" / recipe.name).measured.finished
 
 
+@pytest.mark.parametrize(
+    "name",
+    [name for name in PARAMETERS if name.endswith(("-mnist", "-pmnist", "-char-ptb")) and not name.startswith("awd")],
+)
+def test_how_the_models_on_pixels_and_characters_start(name):
+    layer = zoo.build(name).layer
+    weights, size = layer.weights(0), layer.hidden_size
+    assert layer.initial_state == "learned"
+    if layer.cell == "lstm":
+        assert weights.bias_input.tolist() == [0] * size + [1] * size + [0] * 2 * size
+        identity = torch.equal(weights.hidden[2 * size : 3 * size], torch.eye(size))
+        assert identity == (name in ("lstm-mnist", "rbn-mnist", "rbn-pmnist"))
+    else:
+        assert not weights.bias_input.any()
+
+
+def test_noise_on_the_initial_state_where_the_paper_has_it():
+    noise = {name: zoo.build(name).initial_noise for name in PARAMETERS if name.endswith(("-mnist", "-pmnist"))}
+    assert {name for name, value in noise.items() if value} == {"rbn-mnist"}
+    assert noise["rbn-mnist"] == 0.1
+
+
 def test_a_recipe_as_it_stands_is_kept_comments_and_all(data_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
