@@ -1,5 +1,6 @@
 """Data modules: where the data come from, and how they are cut into batches."""
 
+from datamodules.addition import Addition as Addition
 from datamodules.corpus import TINY_SHAKESPEARE as TINY_SHAKESPEARE
 from datamodules.corpus import Corpus as Corpus
 from datamodules.mnist import SequentialMNIST as SequentialMNIST

@@ -51,6 +51,7 @@ PARAMETERS = {
     "zaremba-large-ptb": 66_034_000,
     "zaremba-medium-ptb": 19_780_400,
     "zaremba-small-ptb": 4_653_200,
+    "zoneout-addition": 410_253,
     "zoneout-char-ptb": 4_256_050,
     "zoneout-gru-char-ptb": 3_204_050,
     "zoneout-pmnist": 42_010,
@@ -91,6 +92,8 @@ def small(sections):
     sizes = SMALL | SMALL_DATA.get(sections["data"]["class_path"], {})
     if sections["data"]["class_path"] == "datamodules.SequentialMNIST":
         options = ["--data.downsample=7"]
+    elif sections["data"]["class_path"] == "datamodules.Addition":
+        options = ["--data.batches=5"]
     else:
         read = {name: data[name] for name in ("level", "text") if name in data}
         module = getattr(datamodules, sections["data"]["class_path"].split(".")[-1])

@@ -48,6 +48,12 @@ _KINDS = {
         "Sequence classification",
         "probabilities = model.classify(pixels)  # (T, B, 1), in the order of the recipe's data -> (B, 10)",
     ),
+    "exact_match": Kind(
+        ("sequence-to-sequence", "addition"),
+        "text-generation",
+        "Addition",
+        'print(model.answer("12+34"))',
+    ),
 }
 """By the metric, where it is not a language model's."""
 

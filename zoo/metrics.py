@@ -88,7 +88,14 @@ class Accuracy(ExactMean):
         return 100 * mean
 
 
-METRICS = {metric.name: metric for metric in (Perplexity, BitsPerCharacter, Accuracy)}
+class ExactMatch(Accuracy):
+    """The share of sequences that are right in every symbol, in per cent; its values are 1 and 0."""
+
+    name = "exact_match"
+    unit = "exact match in %"
+
+
+METRICS = {metric.name: metric for metric in (Perplexity, BitsPerCharacter, Accuracy, ExactMatch)}
 """By the name that logs and curves have."""
 
 
