@@ -499,9 +499,9 @@ class BatchNormLSTM(_NormalisedLSTM):
 
     - max_steps: each of the first `max_steps` steps of a sequence has population statistics of its own.
     - momentum: how far a training step moves them towards the (biased) moments of its batch, but the n-th since
-      `reset_population` at least 1/n of the way, so that they are a mean from the first on; None gives every batch since then
-      the same weight. The authors' code has 0.05 on text and 0.01 on MNIST, and starts at mean 0 and variance 1, of which
-      e^-1 is left after 100 updates.
+      `reset_population` at least 1/n of the way, so that they are a mean from the first on; None gives every batch since
+      then the same weight. The authors' code has 0.05 on text and 0.01 on MNIST, and starts at mean 0 and variance 1, of
+      which at 0.01 a third is left after 100 updates.
 
     Training normalises by the moments of the batch, of 2 examples or more, and averages them in the buffers
     `population_*_l0`, (max_steps, 4 H) or (max_steps, H); steps from max_steps on leave no trace there. Evaluation
