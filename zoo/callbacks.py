@@ -260,7 +260,8 @@ def draw(rows: list[Row], file: Path) -> None:
         if split == "validation":
             best = (max if rises else min)(range(len(values)), key=values.__getitem__)
             text, point = f"{values[best]:.4g}", (epochs[best], values[best])
-            axes.annotate(text, point, (0, -14 if rises else 8), textcoords="offset points", ha="right")
+            axes.annotate(text, point, (0, 8), textcoords="offset points", ha="center" if rises else "right")
+    axes.margins(y=0.1)
     axes.set_xlabel("epoch")
     axes.set_ylabel(" and ".join(sorted({name.split("/")[1].replace("_", " ") for name in names})))
     if spread > 4:
