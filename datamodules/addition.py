@@ -11,10 +11,8 @@ from torch import Tensor
 
 from datamodules.arguments import check_positive
 from datamodules.loader import Draw, DrawnEpochs, Examples, Split
+from zoo.batches import PAD, Translated
 from zoo.errors import UserError
-
-Translated = tuple[Tensor, Tensor]
-"""(sources, targets): symbol ids, (S, B) and (T, B)."""
 
 EXAMPLES = 4096
 """In the validation and in the test: the 128 batches of 32 of the authors' script."""
@@ -122,7 +120,7 @@ class Sums(Examples[Translated]):
         generator = self.generator or np.random.default_rng((difficulty, _SPLITS.index(split)))
         sums = sample(split, difficulty, count, generator)
         source_length, target_length = lengths
-        fill = symbols[1]
+        fill = symbols[PAD]
         self._sources = _ids([f"{a}+{b}".rjust(source_length, fill) for a, b in sums], symbols)
         self._targets = _ids([str(a + b).ljust(target_length, fill) for a, b in sums], symbols)
 

@@ -11,19 +11,16 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import torch
 from PIL import Image
-from torch import Tensor
 
 from datamodules import source, token_file
 from datamodules.arguments import check_choice, check_positive
 from datamodules.loader import Draw, DrawnEpochs, Examples, Split
+from zoo.batches import Labelled
 from zoo.errors import UserError
 
 Order = Literal["sequential", "permuted", "paper"]
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-LabelledSequences = tuple[Tensor, Tensor]
-"""(inputs, labels): float32 of shape (T, B, 1), and int64 (B,)."""
-
 SIDE = 28
 
 EVALUATION_BATCH = 500
@@ -107,7 +104,7 @@ class SequentialMNIST(DrawnEpochs):
         return Sequences(*self.images(split), self.order, self.downsample, batch_size, draw, *self.share)
 
 
-class Sequences(Examples[LabelledSequences]):
+class Sequences(Examples[Labelled]):
     """Images (N, H, W) and labels (N,) in batches, as `SequentialMNIST` says; shared by processes as `Examples` says."""
 
     def __init__(
@@ -127,7 +124,7 @@ class Sequences(Examples[LabelledSequences]):
         self._height, self._width = (size // downsample for size in pixels.shape[1:])
         self._steps = pixel_order(order, self._height * self._width)
 
-    def take(self, examples: npt.NDArray[np.int64]) -> LabelledSequences:
+    def take(self, examples: npt.NDArray[np.int64]) -> Labelled:
         count, n = len(examples), self._downsample
         squares = self._pixels[examples].reshape(count, self._height, n, self._width, n)
         averages = squares.sum(axis=(2, 4), dtype=np.float32).reshape(count, -1) / np.float32(255 * n * n)

@@ -5,9 +5,9 @@ import numpy.typing as npt
 import torch
 
 from datamodules.loader import Draw, Examples
+from zoo.batches import FreshWindow
 from zoo.errors import UserError
 from zoo.tokenizer import Ids
-from zoo.windows import FreshWindow
 
 
 class Pieces(Examples[FreshWindow]):

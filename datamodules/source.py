@@ -60,7 +60,7 @@ def _cache(folder: Path) -> str:
     datasets goes by the folder's name and card alone, and would give the files of another tree, or old ones.
     """
     state = hashlib.sha256()
-    for file in sorted(folder.resolve().rglob("*")):
+    for file in sorted(file for file in folder.resolve().rglob("*") if file.is_file()):
         status = file.stat()
         state.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
     return str(token_file.directory() / state.hexdigest()[:32])

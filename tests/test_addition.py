@@ -239,11 +239,17 @@ class TestMetric:
         assert model.answer("3+4") == "7_____0"
         assert model.training
 
+    def test_an_answer_that_is_wrong_by_what_fills_it_up_is_shown(self):
+        model = with_symbols(Adder(13, 13, 7, hidden_size=2))
+        column = torch.tensor([[Addition.symbols.index(symbol)] for symbol in "__24___"])
+        ((source, target, output),) = model.prediction_rows((column, column), column)
+        assert (source, target, output) == ("24___", "__24", "__24")
+
     def test_the_answer_is_that_of_evaluation(self):
         torch.manual_seed(4)
         model = with_symbols(small(state_noise=zoo.Zoneout(0.5, 0.5)))
         source = torch.tensor([[Addition.symbols.index(symbol)] for symbol in "________12+34"])
-        expected = "".join(Addition.symbols[i] for i in model.eval().greedy(source)[:, 0].tolist()).strip("_")
+        expected = "".join(Addition.symbols[i] for i in model.eval().greedy(source)[:, 0].tolist()).rstrip("_")
         assert expected
         assert {model.train().answer("12+34") for _ in range(5)} == {expected}
 

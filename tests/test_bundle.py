@@ -193,7 +193,15 @@ def test_a_tokenizer_of_another_size_is_refused(folder):
         ("model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: 5, hiden_size: 6}}", "hiden_size"),
         ("model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: 5, hidden_size: six}}", "hidden_size"),
         ("model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: 5}}", "hidden_size"),
-        ("model: {class_path: zoo.models.Nothing}", "Nothing"),
+        ("model: {class_path: zoo.models.Nothing}", "there is no such class: .*Nothing"),
+        (
+            "model: {class_path: zoo.hub.load, init_args: {name: zaremba-small-ptb}}",
+            "'zoo.hub.load', which is no class",
+        ),
+        (
+            "model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: 5, hidden_size: 6, device: meta}}",
+            "where a model runs is no part of a recipe",
+        ),
         ("trainer: {}", "is no recipe: KeyError"),
         ("model: [unclosed", "is no recipe"),
         ("", "is no recipe"),
@@ -222,7 +230,7 @@ def test_weights_without_a_float16_are_refused():
     model = Zaremba(5, hidden_size=6)
     with torch.no_grad():
         model.softmax.bias[0] = 1e6
-    with pytest.raises(UserError, match=r"softmax\.bias holds values that are not finite in float16"):
+    with pytest.raises(UserError, match=r"softmax\.bias holds values that are not finite in torch.float16"):
         bundle.stored_weights(model)
 
 

@@ -45,6 +45,17 @@ def measured(evaluation, split="test"):
     return f"tiny: perplexity per word {value:.6g} over {predictions:,} predictions of the {split} text"
 
 
+def test_a_text_that_was_trained_on_in_pieces_is_read_as_a_stream(home, capsys):
+    pieces = ["--data.batching=pieces", "--data.bptt=10"]
+    cached = "--evaluation=zoo.evaluation.Cache"
+    assert said(capsys, "validate", *pieces, cached, "--evaluation.window=20") == said(
+        capsys, "validate", cached, "--evaluation.window=20"
+    )
+    assert said(capsys, "validate", *pieces) != said(capsys, "validate")
+    error = fails(capsys, "validate", "tiny", *DATA, *QUIET, *pieces, "--data.evaluation=pieces", cached)
+    assert "--evaluation reads the text as a stream" in error
+
+
 def test_without_one_nothing_is_said_of_it(home, capsys):
     assert said(capsys, "test") == measured(Plain())
 

@@ -100,13 +100,17 @@ class TestBatchNorm:
             model(tokens(9))
         model.eval()
         hidden, state = model(tokens()[:15])
-        short = model.layer.population_hidden_mean_l0[8].clone()
         model.layer.population_hidden_mean_l0[8] += 1
         changed, _ = model(tokens()[:15])
         assert torch.equal(changed[:8], hidden[:8])
         assert not torch.allclose(changed[9:], hidden[9:])
         assert state[1] == 15
-        model.layer.population_hidden_mean_l0[8] = short
+
+    def test_a_stream_has_no_steps_to_have_statistics_of(self, data_tree):
+        data = PennTreebank(level="character", text="lines", root=str(data_tree))
+        model = RecurrentBatchNormLanguageModel(data.tokenizer.vocab_size, 8)
+        with pytest.raises(UserError, match="set batching to 'pieces'"):
+            quiet_trainer(max_epochs=1).fit(model, datamodule=data)
 
     def test_it_generates_with_the_state_carried(self, data_tree):
         data = PennTreebank(level="character", text="lines", root=str(data_tree))

@@ -11,8 +11,8 @@ from datamodules.pieces import Pieces
 from datamodules.stream import Stream
 from datamodules.text import EVALUATION_PIECES
 from tests.reading import read
+from zoo.batches import FreshWindow
 from zoo.errors import UserError
-from zoo.windows import FreshWindow
 
 IDS = np.arange(103, dtype=np.uint8)
 

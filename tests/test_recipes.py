@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.optim import Adam
 
 import datamodules
 import zoo
@@ -14,6 +15,7 @@ from tests.conftest import ROOT
 from zoo import bundle, card
 from zoo.cli import main
 from zoo.files import has_weights
+from zoo.optim import ClippedUpdateAdam
 from zoo.tasks import LanguageModel
 
 RECIPES = sorted(file.parent for file in (ROOT / "checkpoints").glob("*/config.yaml"))
@@ -164,9 +166,18 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
     [name for name in PARAMETERS if name.endswith(("-mnist", "-pmnist", "-char-ptb")) and not name.startswith("awd")],
 )
 def test_how_the_models_on_pixels_and_characters_start(name):
-    layer = zoo.build(name).layer
+    model = zoo.build(name)
+    layer = model.layer
     weights, size = layer.weights(0), layer.hidden_size
     assert layer.initial_state == "learned"
+    if name.endswith("-char-ptb"):
+        blocks = len(weights.hidden) // size if name != "rbn-char-ptb" else 1
+        for columns in weights.hidden.chunk(blocks):
+            torch.testing.assert_close(columns.T @ columns, torch.eye(size), atol=1e-4, rtol=0)
+        ((optimizer,), _) = model.configure_optimizers()
+        assert type(optimizer) is (Adam if name == "rbn-char-ptb" else ClippedUpdateAdam)
+        assert getattr(optimizer, "max_update_norm", None) == (None if name == "rbn-char-ptb" else 1.0)
+        assert model.max_norm == (1.0 if name == "rbn-char-ptb" else None)
     if layer.cell == "lstm":
         assert weights.bias_input.tolist() == [0] * size + [1] * size + [0] * 2 * size
         identity = torch.equal(weights.hidden[2 * size : 3 * size], torch.eye(size))

@@ -53,6 +53,12 @@ def test_another_data_set_of_that_layout_is_not_called_text8(tmp_path):
     assert (Text8().dataset_id, Text8().dataset_name) == ("afmck/text8", "text8")
 
 
+@pytest.mark.parametrize("name", ["text8", "/etc/text8", "../..", "a/../b", "a/b/c", ""])
+def test_a_data_set_has_an_owner_and_a_name(name):
+    with pytest.raises(UserError, match="it must be the data set's name on the Hub, owner/name"):
+        Text8(name)
+
+
 def test_another_tree_and_a_changed_file_are_read_anew(tmp_path):
     for train in ("ab", "cd"):
         root = write(tmp_path / train, "afmck/text8", train=train, validation="ab", test="ab")

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from datamodules import PennTreebank
-from tests.conftest import ROOT
+from datamodules import PennTreebank, SequentialMNIST
+from tests.conftest import ROOT, quiet_trainer
+from zoo import card, load
 
 
 @pytest.fixture
@@ -34,10 +35,30 @@ def run(tmp_path, data_tree):
     return fit
 
 
+def fit_images(folder, data_tree, processes):
+    command = [sys.executable, str(ROOT / "cli.py"), "fit", "zoneout-rbn-pmnist", f"--data.root={data_tree}"]
+    command += ["--data.downsample=7", "--model.max_steps=16", "--model.hidden_size=6", "--data.batch_size=20"]
+    command += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
+    command += [f"--trainer.devices={processes}", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_the_population_is_that_of_both_processes(tmp_path, data_tree):
+    done = fit_images(tmp_path, data_tree, 2)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "logs/zoneout-rbn-pmnist/version_0/zoneout-rbn-pmnist"
+    results = {result.split: result for result in card.read(folder).measured.results}
+    data = SequentialMNIST("paper", downsample=7, root=str(data_tree))
+    model = load(str(folder))
+    assert int(model.layer.population_batches_l0[0]) == 2 * 5
+    quiet_trainer().test(model, datamodule=data, verbose=False)  # one process, on the stored statistics
+    assert model.measured["test"] == (pytest.approx(results["test"].value), 30)
+    assert results["test"].predictions == 30
+
+
 def results(tmp_path, processes, version):
     """The numbers that the card gives, and the curve."""
-    from zoo import card
-
     folder = tmp_path / f"by{processes}" / "logs" / "zaremba-small-ptb" / f"version_{version}"
     measured = card.read(folder / "zaremba-small-ptb").measured
     assert (folder / "curve.png").exists()

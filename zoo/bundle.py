@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,22 @@ def _check_class(section: Any, package: str, file: Path) -> None:
         raise UserError(f"{file}: expected class_path and init_args alone, found {section!r}")
     if not str(section["class_path"]).startswith(f"{package}."):
         raise UserError(f"{file} names {section['class_path']!r}; it may name classes of {package} alone")
-    for value in (section.get("init_args") or {}).values():
+    _check_is_class(section["class_path"], file)
+    for name, value in (section.get("init_args") or {}).items():
+        if name in ("device", "dtype"):
+            raise UserError(f"{file} sets {name} of {section['class_path']}; where a model runs is no part of a recipe")
         _check_value(value, package, file)
+
+
+def _check_is_class(path: str, file: Path) -> None:
+    """A function that returns a model would be called just the same."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{file} names {path!r}, and there is no such class: {error}") from error
+    if not isinstance(found, type):
+        raise UserError(f"{file} names {path!r}, which is no class")
 
 
 def _check_value(value: Any, package: str, file: Path) -> None:
@@ -171,15 +186,16 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def stored_weights(model: Task) -> dict[str, Tensor]:
-    """The model's state as it is stored: floating point numbers rounded to float16.
+    """The model's state as it is stored: its parameters rounded to float16, its statistics as they are.
 
-    Raises `UserError` where a number has no finite float16.
+    Raises `UserError` where a parameter has no finite float16.
     """
+    parameters = {name for name, _ in model.named_parameters()}
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    state = {name: value.half() if name in parameters else value for name, value in state.items()}
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{name} holds values that are not finite in float16; it is not stored")
+            raise UserError(f"{name} holds values that are not finite in {value.dtype}; it is not stored")
     return state
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.metrics import METRICS
 from zoo.regularisers import CurriculumDropout
-from zoo.tasks import Task
+from zoo.tasks import LanguageModel, Task
 
 Row = dict[str, float]
 
@@ -103,12 +103,12 @@ class LearningCurve(Callback):
         self._rate = 0.0
         self._validated = False
         self._seconds = 0.0
-        self._since = 0.0
+        self._since: float | None = None
 
     @property
     def seconds(self) -> float:
         """Wall time of the training so far, validation included, interruptions not."""
-        return self._seconds + time.monotonic() - self._since
+        return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()
@@ -205,6 +205,11 @@ class PredictionFile(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:  # which has the whole of a single stream
             assert isinstance(pl_module, Task)
+            if trainer.world_size > 1 and not isinstance(pl_module, LanguageModel):
+                raise UserError(
+                    f"predict runs on {trainer.world_size} processes, of which each has its share of the "
+                    f"{pl_module.material} and one writes: set trainer.devices to 1"
+                )
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._lines = self.file.open("w", encoding="utf-8")
             self._lines.write("\t".join(pl_module.prediction_columns) + "\n")

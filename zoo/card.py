@@ -58,6 +58,10 @@ _KINDS = {
 """By the metric, where it is not a language model's."""
 
 
+def _kind(card: "Card", measured: "Measured | None") -> Kind:
+    return _KINDS.get(_metric_name(measured.metric if measured else card.metric), _TEXT)
+
+
 def _metric_name(metric: str) -> str:
     return metric.split(" per ")[0].split(" in ")[0].replace(" ", "_")
 
@@ -196,7 +200,7 @@ def render(name: str, card: Card, measured: Measured | None) -> str:
 
 
 def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
-    kind = _KINDS.get(_metric_name(card.metric), _TEXT)
+    kind = _kind(card, measured)
     matter: dict[str, Any] = {
         "library_name": "recurrent-zoo",
         **({"license": card.license} if card.license else {}),
@@ -250,7 +254,7 @@ def _body(name: str, card: Card, measured: Measured | None) -> str:
         paragraphs += ["## Scored in other ways", _evaluations(name, measured)]
     if card.notes:
         paragraphs += ["## Choices", "\n".join(f"- {note}" for note in card.notes)]
-    paragraphs += ["## Use", _use(name, card, measured is not None)]
+    paragraphs += ["## Use", _use(name, _kind(card, measured), measured is not None)]
     if measured:
         facts = "\n".join(f"- {fact.replace('_', ' ')}: {value}" for fact, value in measured.training.items())
         paragraphs += ["## Training", facts, "![learning curve](curve.png)"]
@@ -260,12 +264,14 @@ def _body(name: str, card: Card, measured: Measured | None) -> str:
 def _numbers(name: str, card: Card, measured: Measured | None) -> str:
     ours = {result.split: result for result in measured.results} if measured else {}
     metric = measured.metric if measured else card.metric
+    decimals = 3 if metric.startswith("bits") else 2
     rows = [f"| {metric} | paper | this file | difference | predictions |", "|---|---|---|---|---|"]
     for split in ("validation", "test"):
         paper, here = card.published.get(split), ours.get(split)
+        difference = f"{here.value - paper:+.{decimals}f}" if here and paper else ""
         rows.append(
-            f"| {split} | {as_published(paper)} | {number(here.value if here else None)} | "
-            f"{f'{here.value - paper:+.2f}' if here and paper else ''} | {f'{here.predictions:,}' if here else ''} |"
+            f"| {split} | {as_published(paper)} | {number(here.value if here else None)} | {difference} | "
+            f"{f'{here.predictions:,}' if here else ''} |"
         )
     lines = ["\n".join(rows)]
     if card.source:
@@ -291,12 +297,11 @@ def _evaluations(name: str, measured: Measured) -> str:
     return "\n\n".join(filter(None, ["\n".join(rows), text, notes, "```\n" + "\n".join(commands) + "\n```"]))
 
 
-def _use(name: str, card: Card, weights: bool) -> str:
+def _use(name: str, kind: Kind, weights: bool) -> str:
     if not weights:
         return f"```\npython cli.py fit --config checkpoints/{name}/config.yaml\n```"
-    use = _KINDS.get(_metric_name(card.metric), _TEXT).use
     return (
-        f'```python\nimport zoo\n\nmodel = zoo.load("{name}")\n{use}\n```\n\n'
+        f'```python\nimport zoo\n\nmodel = zoo.load("{name}")\n{kind.use}\n```\n\n'
         f"```\npython cli.py test {name}\npython cli.py fit --config checkpoints/{name}/config.yaml\n```"
     )
 

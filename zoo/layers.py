@@ -593,7 +593,7 @@ class BatchNormLSTM(_NormalisedLSTM):
     def estimating_population(self) -> Iterator[None]:
         """The averages start afresh, and every batch that runs within counts the same: run the training set through, once.
 
-        In training mode, and best under `torch.no_grad()`. As in section 4 of the paper.
+        In training mode, and best under `torch.no_grad()`. As in section 3 of the paper.
         """
         momentum, self.momentum = self.momentum, None
         self.reset_population()

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from datamodules.stream import Stream
 from datamodules.text import Batching, Split, TextDataModule
 from zoo import bundle, card, hub
-from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder
+from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder, write
 from zoo.errors import UserError
 from zoo.evaluation import Evaluation
 from zoo.files import RECIPE, TOKENIZER
@@ -175,6 +175,11 @@ class ZooCLI(LightningCLI):
                     "--evaluation is for a language model on a text; this is a "
                     f"{type(self.model).__name__} on {type(self.datamodule).__name__}"
                 )
+            if self.datamodule.evaluation == "pieces":
+                raise UserError(
+                    "--evaluation reads the text as a stream, and --data.evaluation is 'pieces': leave out one of the two"
+                )
+            self.datamodule.evaluation = "stream"
             self.model.evaluation = evaluation
 
     def _check_fine_tuning(self, weights: str | None) -> None:
@@ -236,7 +241,7 @@ class ZooCLI(LightningCLI):
         trainer, options = self.trainer, self._get(self.config, "trainer")
         if options.fast_dev_run:
             return
-        whole = options.limit_train_batches in (None, 1.0) and trainer.max_steps == -1
+        whole = _whole(options.limit_train_batches) and not options.overfit_batches and trainer.max_steps == -1
         finished = whole and (trainer.current_epoch == trainer.max_epochs or self.model.ended)
         training = {
             "epochs": trainer.current_epoch,
@@ -272,6 +277,7 @@ class ZooCLI(LightningCLI):
         )
         folder = run_folder(trainer)
         if trainer.is_global_zero:
+            write(self.curve.rows, folder)  # again where the run had ended before, and goes on in another folder
             bundle.write(
                 folder / self.name,
                 weights,
@@ -359,7 +365,7 @@ class ZooCLI(LightningCLI):
             ("validation", options.limit_val_batches, self.trainer.validate),
             ("test", options.limit_test_batches, self.trainer.test),
         ):
-            if limit in (None, 1.0):
+            if _whole(limit):
                 evaluate(self.model, datamodule=self.datamodule, verbose=False)
                 measured.append(card.Result(split, *self.model.measured[split]))
         return measured
@@ -404,6 +410,11 @@ class Preparation(Callback):
                 print(f"{type(model.evaluation).__name__} reads the training text first")
             columns, steps = model.evaluation.training_windows
             model.evaluation.prepare(model, Stream(data.ids("train"), columns, steps, name="training text"))
+
+
+def _whole(limit: int | float | None) -> bool:
+    """Whether a limit of the trainer leaves all batches: 1.0 is all of them, 1 is one."""
+    return limit is None or (isinstance(limit, float) and limit == 1.0)
 
 
 def _run_name(config: Any) -> str:

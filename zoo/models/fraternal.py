@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zoo.batches import Window
 from zoo.errors import UserError
 from zoo.tasks import LanguageModel
 from zoo.tasks.language import Outputs, State
-from zoo.windows import Window
 
 
 class FraternalLSTM(LanguageModel):

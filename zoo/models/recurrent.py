@@ -162,8 +162,8 @@ class RecurrentClassifier(SequenceClassifier):
     - `layer` takes the sequences' inputs, and holds the `state_noise` and `weight_noise`.
     - All matrices start orthogonal, biases at 0, those of an LSTM's forget gates at 1; with `identity` the hidden-to-hidden
       matrix of an LSTM's candidate at the identity (`zoo.initialisation.initialise_`).
-    - `initial_noise`: the standard deviation of Gaussian noise on h(0), of each example by itself, in training and
-      evaluation. Evaluation draws the same numbers at every call.
+    - `initial_noise`: the standard deviation of Gaussian noise on h(0). Training draws it afresh for each example;
+      evaluation gives all the same, so that what is said of one depends on no other.
     - The gradient's norm is clipped to `max_norm`.
 
     Cooijmans et al. 2017, arXiv 1603.09025, section 5.1, and Krueger et al. 2017, arXiv 1606.01305, section 4.3.
@@ -200,7 +200,7 @@ class RecurrentClassifier(SequenceClassifier):
         if self.training:
             noise = torch.randn_like(h)
         else:  # on the CPU, so that every device has the same numbers
-            noise = torch.randn(h.shape, generator=torch.Generator().manual_seed(_SEED)).to(h)
+            noise = torch.randn(h[:, :1].shape, generator=torch.Generator().manual_seed(_SEED)).to(h)
         noisy = h + self.initial_noise * noise
         return (noisy, *rest) if rest else noisy
 
@@ -225,7 +225,7 @@ def _output_size(embedding_size: int, layers: Sequence[Recurrent]) -> int:
             raise UserError(f"layer {index} takes inputs of {layer.input_size}, and what comes before it gives {width}")
         if layer.bidirectional or layer.batch_first:
             raise UserError(
-                f"layer {index} is bidirectional or batch_first; a language model reads forwards, time first: leave it out"
+                f"layer {index} is bidirectional or batch_first; these models read forwards, time first: leave it out"
             )
         width = layer.hidden_size
     return width

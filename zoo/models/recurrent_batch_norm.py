@@ -8,9 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.batches import FreshWindow, Labelled, Window
+from zoo.errors import UserError
 from zoo.layers import BatchNormLSTM, StateNoise
 from zoo.models.recurrent import OneHotLanguageModel, RecurrentClassifier
 from zoo.optim import RMSProp, StepAdam
+
+
+def _check_steps(layer: Any, steps: int) -> None:
+    """Raises `UserError` for a training sequence that goes on where its steps have no statistics."""
+    if steps > layer.max_steps:
+        raise UserError(
+            f"a training sequence has {steps} steps and max_steps is {layer.max_steps}: set max_steps to {steps}, so that "
+            "each has statistics of its own"
+        )
 
 
 class RecurrentBatchNormLanguageModel(OneHotLanguageModel):
@@ -18,7 +29,8 @@ class RecurrentBatchNormLanguageModel(OneHotLanguageModel):
 
     Each of the first `max_steps` steps has statistics of its own, which every update moves by `momentum` towards its
     batch's; steps beyond take those of the last. The gains start at `gain`, all matrices orthogonal. The gradient's norm is
-    clipped to `max_norm`. Train it on pieces: the statistics belong to the steps since a text's beginning.
+    clipped to `max_norm`. It trains on pieces (`batching: pieces`), since the statistics belong to the steps from a text's
+    beginning on.
     """
 
     def __init__(
@@ -42,6 +54,15 @@ class RecurrentBatchNormLanguageModel(OneHotLanguageModel):
             initial_state="learned",
         )
         super().__init__(vocab_size, layer, StepAdam(learning_rate, weight_decay=0.0), max_norm=max_norm)
+
+    def training_step(self, batch: Window | FreshWindow, batch_idx: int) -> Tensor:
+        if not isinstance(batch, FreshWindow):
+            raise UserError(
+                "batching is 'stream'; batch norm's statistics belong to the steps from a text's beginning on: set "
+                "batching to 'pieces'"
+            )
+        _check_steps(self.layer, len(batch.inputs))
+        return super().training_step(batch, batch_idx)
 
     def encode(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """The state holds, beside the layer's, how many steps of the text went before."""
@@ -90,3 +111,7 @@ class RecurrentBatchNormClassifier(RecurrentClassifier):
             initial_noise=initial_noise,
             max_norm=max_norm,
         )
+
+    def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
+        _check_steps(self.layer, len(batch[0]))
+        return super().training_step(batch, batch_idx)

@@ -4,12 +4,13 @@ Krueger et al. 2017, https://arxiv.org/abs/1606.01305, has no such experiment; t
 paper", has its script, without numbers: https://github.com/teganmaharaj/zoneout, zoneout_seq2seq.py.
 """
 
+import math
 from collections import defaultdict
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import one_hot
 
 from zoo.errors import UserError
@@ -41,7 +42,8 @@ class EncoderDecoder(SequenceToSequence):
     - `state_noise` acts in both stacks. The softmax sees the h(t) that is carried on, as everywhere here; the authors'
       wrapper hands it the one before zoneout, and samples its masks in evaluation too.
     - After a validation with an error below `mastered` the data are one step harder from the next epoch on. At the greatest
-      difficulty the rate of Adam is multiplied by `decay` whenever the error rose.
+      difficulty the rate of Adam is multiplied by `decay` whenever the error rose (in the authors' script also where the
+      error before was of a lower one).
     - Where the error is still above `hopeless` after `patience` validations, all starts anew: the weights, Adam's moments
       and its rate. A `patience` of None never gives up.
     - The model kept is that of the best validation at the greatest difficulty reached.
@@ -68,6 +70,8 @@ class EncoderDecoder(SequenceToSequence):
         for name, value in {"decay": decay, "mastered": mastered, "hopeless": hopeless}.items():
             if not 0 <= value <= 1:
                 raise UserError(f"{name} is {value}; it must lie in [0, 1]")
+        if not 0 < init_range < math.inf:
+            raise UserError(f"init_range is {init_range}; it must be positive and finite")
         if patience is not None and patience < 1:
             raise UserError(f"patience is {patience}; it must be 1 or more, or null")
         self.init_range, self.decay = init_range, decay
@@ -137,6 +141,9 @@ class EncoderDecoder(SequenceToSequence):
 
     def _restart(self) -> None:
         self.reset_parameters()
+        if self.trainer.world_size > 1:  # whose generators may differ
+            for parameter in self.parameters():
+                distributed.broadcast(parameter.data, 0)
         for optimizer in self.trainer.optimizers:
             optimizer.state = defaultdict(dict)
         for group in self._groups():

@@ -85,20 +85,30 @@ class Task(LightningModule):
     def estimate_population(self, batches: Iterable[Any]) -> None:
         """Measures the population statistics of recurrent batch norm anew, on the final weights; no other model changes.
 
-        One pass over the training data in training mode, every batch counting the same: Cooijmans et al. 2017, arXiv
-        1603.09025, section 4.
+        One pass over the training data in training mode, every batch counting the same, and of several processes each
+        one's: Cooijmans et al. 2017, arXiv 1603.09025, section 3. The noise is the same at every call.
         """
         layers = [module for module in self.modules() if isinstance(module, BatchNormLSTM)]
         if not layers:
             return
         training = self.training
-        with ExitStack() as stack, torch.no_grad():
-            for layer in layers:
-                stack.enter_context(layer.estimating_population())
-            self.train()
-            for inputs, *_ in batches:
-                self(move_data_to_device(inputs, self.device))
-        self.train(training)
+        try:
+            with ExitStack() as stack, torch.no_grad():
+                stack.enter_context(torch.random.fork_rng([self.device] if self.device.type == "cuda" else []))
+                torch.manual_seed(1)
+                for layer in layers:
+                    stack.enter_context(layer.estimating_population())
+                self.train()
+                for inputs, *_ in batches:
+                    if inputs.shape[1] > 1:  # one example has no variance
+                        self(move_data_to_device(inputs, self.device))
+        finally:
+            self.train(training)
+        if distributed.is_available() and distributed.is_initialized():
+            for buffer in (buffer for layer in layers for buffer in layer.buffers()):
+                distributed.all_reduce(buffer)
+                if buffer.is_floating_point():
+                    buffer /= distributed.get_world_size()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return self.optimization.configure(self)

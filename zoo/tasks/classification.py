@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from zoo.batches import Labelled
 from zoo.errors import UserError
 from zoo.metrics import Accuracy, ExactMean
 from zoo.tasks.base import Task
-
-Labelled = tuple[Tensor, Tensor]
-"""(inputs, labels): sequences (T, B, D), and the number of each one's class (B,)."""
 
 
 class SequenceClassifier(Task):
@@ -80,7 +78,8 @@ class SequenceClassifier(Task):
 
     def _evaluate(self, split: str, batch: Labelled) -> None:
         inputs, labels = batch
-        self.metric(split).update(_right(self(inputs), labels))
+        if len(labels):  # of several processes one may have no share of the last batch
+            self.metric(split).update(_right(self(inputs), labels))
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:

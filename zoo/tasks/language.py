@@ -12,6 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from zoo.batches import FreshWindow, Window
 from zoo.errors import UserError
 from zoo.generate import generate
 from zoo.metrics import ExactMean, metric_of, token_nll
@@ -19,7 +20,6 @@ from zoo.regularisers import Penalty, SequenceRegulariser
 from zoo.score import Evaluation, Plain, Score, Scorer, score, tokenizer_of, visible
 from zoo.tasks.base import Task
 from zoo.tokenizer import Tokenizer
-from zoo.windows import FreshWindow, Window
 
 State = Any
 """The recurrent state of a model: nested tuples of tensors."""
@@ -47,7 +47,7 @@ class LanguageModel(Task):
     make logits of them.
 
     The state starts anew with each epoch and is carried, detached, from window to window, except into one that starts
-    afresh (`zoo.windows.FreshWindow`). Losses are logged in nats per
+    afresh (`zoo.batches.FreshWindow`). Losses are logged in nats per
     token, metrics as perplexity per word or bits per character, by the tokenizer's level.
     """
 

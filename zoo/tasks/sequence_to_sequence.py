@@ -8,18 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from zoo.batches import GO, PAD, Translated
 from zoo.errors import UserError
 from zoo.metrics import ExactMatch, ExactMean
 from zoo.tasks.base import Task
 
-Translated = tuple[Tensor, Tensor]
-"""(sources, targets): symbol ids, (S, B) and (T, B)."""
-
 State = Any
 """What the encoder hands to the decoder: nested tuples of tensors."""
-
-GO, PAD = 0, 1
-"""The ids of the symbol that the decoder starts from, and of the one that fills up."""
 
 
 @runtime_checkable
@@ -124,7 +119,7 @@ class SequenceToSequence(Task):
         training = self.training
         self.eval()
         try:
-            return self._text(self.greedy(source)[:, 0])
+            return self._answer(self.greedy(source)[:, 0])
         finally:
             self.train(training)
 
@@ -169,8 +164,9 @@ class SequenceToSequence(Task):
         return self.greedy(batch[0])
 
     def prediction_rows(self, batch: Translated, outputs: Tensor) -> Iterable[tuple[str, ...]]:
-        for columns in zip(*(ids.unbind(1) for ids in (*batch, outputs)), strict=True):
-            yield tuple(map(self._text, columns))
+        sources, targets = batch
+        for source, target, output in zip(*(ids.unbind(1) for ids in (sources, targets, outputs)), strict=True):
+            yield self._text(source).lstrip(self.symbols[PAD]), self._answer(target), self._answer(output)
 
     def on_validation_epoch_end(self) -> None:
         self.report("validation")
@@ -180,9 +176,13 @@ class SequenceToSequence(Task):
 
     def _evaluate(self, split: str, batch: Translated) -> None:
         sources, targets = batch
-        self.metric(split).update((self.greedy(sources) == targets).all(0).float())
+        if sources.shape[1]:  # of several processes one may have no share of the last batch
+            self.metric(split).update((self.greedy(sources) == targets).all(0).float())
 
     def _text(self, ids: Tensor) -> str:
-        """Without what fills it up."""
         symbols = self.symbols
-        return "".join(symbols[i] for i in ids.tolist()).strip(symbols[PAD])
+        return "".join(symbols[i] for i in ids.tolist())
+
+    def _answer(self, ids: Tensor) -> str:
+        """Without what fills it up on the right; what stands elsewhere is wrong, and is shown."""
+        return self._text(ids).rstrip(self.symbols[PAD])

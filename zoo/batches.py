@@ -1,4 +1,4 @@
-"""What a language model reads at a time."""
+"""What the tasks read at a time."""
 
 from typing import NamedTuple
 
@@ -16,3 +16,13 @@ class FreshWindow(NamedTuple):
 
     targets: Tensor
     """Token ids, (T, B): the inputs one step later."""
+
+
+Labelled = tuple[Tensor, Tensor]
+"""(inputs, labels): sequences (T, B, D), and the number of each one's class (B,)."""
+
+Translated = tuple[Tensor, Tensor]
+"""(sources, targets): symbol ids, (S, B) and (T, B); sources are filled up on the left, targets on the right."""
+
+GO, PAD = 0, 1
+"""The ids of the symbol that a decoder starts from, and of the one that fills up."""
