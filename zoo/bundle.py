@@ -67,7 +67,7 @@ def _check_class(section: Any, package: str, file: Path) -> None:
         raise UserError(f"{file} names {section['class_path']!r}; it may name classes of {package} alone")
     _check_is_class(section["class_path"], file)
     for name, value in (section.get("init_args") or {}).items():
-        if name in ("device", "dtype"):
+        if name in ("device", "dtype") and value is not None:
             raise UserError(f"{file} sets {name} of {section['class_path']}; where a model runs is no part of a recipe")
         _check_value(value, package, file)
 
