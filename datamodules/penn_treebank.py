@@ -23,7 +23,8 @@ class PennTreebank(TextDataModule):
       types: the `ptb.char.*.txt` files, as AWD-LSTM reads them.
     - `level="character", text="lines"`: each line as it stands, its last blank and its end among the symbols; 5,059,550 /
       396,412 / 446,184 symbols of 50 types, as Cooijmans et al. 2017, arXiv 1603.09025, and Krueger et al. 2017, arXiv
-      1606.01305, read them, to judge by the counts in their code: a symbol more a line than the joined form, so bits per character of the two do not compare.
+      1606.01305, read them, to judge by the counts in their code. A symbol more a line than the joined form: bits per
+      character of the two do not compare.
 
     Mikolov, Deoras, Kombrink, Burget and Cernocky 2011, "Empirical evaluation and combination of advanced language
     modeling techniques". The text is the LDC's and is not shipped: it comes from `ptb-text-only/ptb_text_only` on the Hub,

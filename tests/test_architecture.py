@@ -19,6 +19,7 @@ FLOORS = [
         "zoo.optim",
         "zoo.tokenizer",
         "zoo.metrics",
+        "zoo.report",
         "zoo.score",
         "zoo.generate",
         "zoo.card",

@@ -3,14 +3,20 @@
 Nothing heavy is imported before a command needs it.
 """
 
+import codecs
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
 
 from zoo import card, hub
 from zoo.errors import UserError
+
+if TYPE_CHECKING:
+    from zoo.evaluation import Evaluation
 
 _TRAINER_COMMANDS = {
     "fit": "train a recipe: fit NAME, or fit --config FILE",
@@ -18,6 +24,8 @@ _TRAINER_COMMANDS = {
     "test": "measure a model on the test text: test NAME",
     "predict": "write the surprisal of every token of the test text: predict NAME",
 }
+
+_BLOCK = 1 << 14
 
 
 def list_models() -> None:
@@ -41,45 +49,97 @@ def list_models() -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def score(name: str, file: str, format: Literal["summary", "table"] = "summary") -> None:
+def score(
+    name: str,
+    file: str,
+    format: Literal["summary", "table", "jsonl", "html"] | None = None,
+    output: str | None = None,
+    overwrite: bool = False,
+    compare: str | None = None,
+    sentences: bool = False,
+    evaluation: "Evaluation | None" = None,
+) -> None:
     """How well a model predicts a text.
 
     Args:
         name: A model's name, folder or Hub repository.
         file: A UTF-8 text file, or - for standard input.
-        format: A line, or a table of every token with its surprisal in bits before it.
+        format: A line; or every token with its surprisal in bits: a table, JSON lines, or a page of HTML.
+        output: Write to this file, and the line to standard output.
+        overwrite: Replace the output file if it exists.
+        compare: Another model, to be measured on the same text.
+        sentences: Give each line's log-probability in nats by itself, its number of tokens and of unknown words.
+        evaluation: How the text is scored, a class of zoo.evaluation (default: by the model's own probabilities).
     """
-    hub.find(name)  # before a long text is read in vain
-    text = _read(file)
-    result = _language_model(name).score(text)
-    if format == "table":
-        from zoo.score import visible
+    if sentences and not (compare is None and evaluation is None):
+        raise UserError(
+            "sentences are scored by one model and its own probabilities: leave out --compare and --evaluation"
+        )
+    for wanted in (name, compare):
+        if wanted is not None:
+            hub.find(wanted)  # before anything slow
+    with _opened(file) as source, _writing(output, overwrite) as target:
+        model = _language_model(name)
+        other = None if compare is None else _language_model(compare)
+        from zoo import report
+        from zoo.score import Comparison, Stream, lines_of, score_sentences
 
-        for token, bits in zip(result.tokens, result.bits, strict=True):
-            print(f"{bits:8.3f}  {visible(token)}")
-    print(result)
+        blocks = _read(source, file)
+        line = ""
+        if sentences:
+            target.writelines(report.of_sentences(score_sentences(model, lines_of(blocks)), format or "table"))
+        elif other is None:
+            stream = Stream(model, blocks, evaluation)
+            target.writelines(report.of_stream(stream, format or "summary", name))
+            line = f"{stream.totals}\n"
+        else:
+            names = name, str(compare)
+            comparison = Comparison(model, other, blocks, evaluation)
+            target.writelines(report.of_comparison(comparison, format or "summary", names))
+            line = report.compared(comparison, names)
+    if output is not None:
+        sys.stdout.write(line)
 
 
 def generate(
     name: str,
     prompt: str = "",
+    prompts_file: str | None = None,
     tokens: int = 50,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float | None = None,
+    beams: int | None = None,
     seed: int | None = None,
 ) -> None:
-    """Continues a prompt.
+    """Continues a prompt, printed as it comes, or each of a file.
 
     Args:
         name: A model's name, folder or Hub repository.
-        prompt: The text to go on from.
+        prompt: The text to go on from; none begins a line.
+        prompts_file: A UTF-8 file, a prompt a line, or - for standard input; prints a text a line, its line breaks as \\n.
         tokens: How many words or characters to add.
         temperature: Divides the logits; 0 takes the likeliest token each time.
         top_k: Draw among this many likeliest tokens.
+        top_p: Draw among the fewest likeliest tokens whose probability reaches this.
+        beams: Draw nothing: search for the likeliest text, with so many candidates.
         seed: Makes the text repeatable.
     """
-    model = _language_model(name)
-    print(model.generate(prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed))
+    how = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "beams": beams, "seed": seed}
+    if prompts_file is None:
+        for piece in _language_model(name).stream(prompt, **how):
+            print(piece, end="", flush=True)
+        print()
+        return
+    if prompt:
+        raise UserError("prompt and prompts_file are both given; leave out one")
+    hub.find(name)  # before a long file is read in vain
+    with _opened(prompts_file) as source:
+        prompts = "".join(_read(source, prompts_file))
+    if not prompts:
+        raise UserError(f"{prompts_file} is empty; a prompt a line is expected")
+    for text in _language_model(name).generate(prompts.removesuffix("\n").split("\n"), **how):
+        print(text.replace("\n", "\\n"))
 
 
 def publish(name: str, *, repo_id: str, private: bool = False, partial: bool = False) -> None:
@@ -152,14 +212,61 @@ def _usage() -> str:
     )
 
 
-def _read(file: str) -> str:
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        return data.decode()
+        source = Path(file).open("rb")  # noqa: SIM115  # closed below
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}") from error
+    with source:
+        yield source
+
+
+def _read(source: BinaryIO, file: str) -> Iterator[str]:
+    """The text in blocks: UTF-8, without a byte-order mark, a line ending with \\n wherever it ended with \\r\\n or \\r."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line_ends = io.IncrementalNewlineDecoder(None, translate=True)
+    offset, begun = 0, False
+    while True:
+        data = source.read(_BLOCK)
+        undecoded = len(decoder.getstate()[0])
+        try:
+            text = line_ends.decode(decoder.decode(data, final=not data), final=not data)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{file} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset - undecoded + error.start}"
+            ) from error
+        yield text if begun else text.removeprefix("\ufeff")
+        begun = begun or text != ""
+        offset += len(data)
+        if not data:
+            return
+
+
+@contextmanager
+def _writing(output: str | None, overwrite: bool) -> Iterator[TextIO]:
+    """Standard output, or a file that is there when all of it is written."""
+    if output is None:
+        yield sys.stdout
+        return
+    file = Path(output)
+    if file.exists() and not (overwrite and file.is_file()):
+        instead = ", or give --overwrite=true" if file.is_file() else ""
+        raise UserError(f"{output} exists: name another file{instead}")
+    part = file.with_name(f"{file.name}.part")
+    try:
+        target = part.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror or error}") from error
+    try:
+        with target:
+            yield target
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _language_model(name: str):  # type: ignore[no-untyped-def]  # a LanguageModel, whose import waits for torch

@@ -1,72 +1,279 @@
-"""Text from a language model, token by token."""
+"""Text from a language model, token by token: drawn, or the likeliest by beam search."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.score import first_context, tokenizer_of
+from zoo.tokenizer import UNK, Tokenizer
 
 if TYPE_CHECKING:
-    from zoo.tasks.language import LanguageModel
+    from zoo.tasks.language import LanguageModel, State
+
+_WINDOW = 200
+"""How many tokens of a prompt are read at once."""
+
+_ROWS = 64
+"""How many prompts are continued at once."""
+
+_COLDEST = 1e-6
 
 
-def generate(
-    model: "LanguageModel",
-    prompt: str = "",
-    *,
-    tokens: int = 50,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    seed: int | None = None,
-) -> str:
-    """`prompt` as the model reads it, followed by `tokens` sampled tokens; `<unk>` is never sampled."""
+@dataclass(frozen=True)
+class Decoding:
+    """How a text of so many `tokens` is found.
+
+    Each is drawn from softmax(logits / temperature), of the `top_k` likeliest tokens and of the nucleus that they leave: the
+    smallest set of likeliest tokens whose probability reaches `top_p` (Holtzman, Buys, Du, Forbes and Choi 2020, "The
+    curious case of neural text degeneration", arXiv 1904.09751, section 3.1). temperature 0 takes the likeliest token.
+
+    A `seed` gives a prompt the same text each time on the same machine, whatever its neighbours; without one the draws come
+    from torch's global generator.
+
+    `beams` draws nothing: the continuation with the largest sum of log-probabilities that a search finds which keeps the
+    best `beams` of each length.
+
+    Raises `UserError` for what is out of range.
+    """
+
+    tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    beams: int | None
+    seed: int | None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("tokens", self.tokens, 0), ("top_k", self.top_k, 1), ("beams", self.beams, 1)):
+            if value is not None and value < least:
+                raise UserError(f"{name} is {value}; it must be {least} or more")
+        if self.temperature != 0 and not _COLDEST <= self.temperature < math.inf:
+            raise UserError(
+                f"temperature is {self.temperature}; it must be {_COLDEST:f} or more and finite, or 0, which takes the "
+                "likeliest token"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise UserError(f"seed is {self.seed}; it must be a number of 64 bits")
+        drawing = {"top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+        given = [name for name, value in drawing.items() if value is not None]
+        given += ["temperature"] if self.temperature != 1 else []
+        if self.beams is not None and given:
+            raise UserError(f"beams is {self.beams}, and a beam search draws nothing: leave out {' and '.join(given)}")
+
+
+def generate(model: "LanguageModel", prompts: Sequence[str], how: Decoding) -> list[str]:
+    """Every prompt as the model reads it, continued; `<unk>` is never added."""
     tokenizer = tokenizer_of(model)
-    sampled = sample(model, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
-    return tokenizer.decode([*tokenizer.encode(prompt).tolist(), *sampled])
+    before = [_encode(tokenizer, prompt) for prompt in prompts]
+    with _evaluating(model):
+        after = [text for first in range(0, len(before), _ROWS) for text in _texts(model, before[first:][:_ROWS], how)]
+    return [tokenizer.decode([*prompt, *text]) for prompt, text in zip(before, after, strict=True)]
+
+
+def stream(model: "LanguageModel", prompt: str, how: Decoding) -> Iterator[str]:
+    """`generate`'s text for one prompt in pieces: the prompt, then each token as it comes, those of beams at the end."""
+    tokenizer = tokenizer_of(model)
+    return _pieces(model, tokenizer, _encode(tokenizer, prompt), how)
+
+
+@torch.no_grad()
+def start(model: "LanguageModel", prompt: str | Sequence[str]) -> tuple[Tensor, "State"]:
+    """Prompts -> logits of the token after each (B, vocab_size), state. Each is read by itself, from a zero state."""
+    tokenizer = tokenizer_of(model)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not prompts:
+        raise UserError("prompt holds no text; give one or more")
+    return _side_by_side([_read(model, _encode(tokenizer, text)) for text in prompts])
+
+
+@torch.no_grad()
+def step(model: "LanguageModel", tokens: Tensor, state: "State") -> tuple[Tensor, "State"]:
+    """Token ids (B,) and the state before them -> logits of the tokens after them (B, vocab_size), state."""
+    if tokens.ndim != 1:
+        raise UserError(f"tokens have shape {tuple(tokens.shape)}; expected (B,), the id of each text's next token")
+    with _evaluating(model):
+        logits, state = model(tokens.unsqueeze(0), state)
+    return logits[0], state
+
+
+def join(states: Sequence["State"]) -> "State":
+    """The states of several batches as that of one, in their order.
+
+    `UserError` where they differ in something else than tensors, such as how many steps went before.
+    """
+    first, *others = map(_counts, states)
+    for counts in others:
+        if counts != first:
+            raise UserError(
+                f"the states count {first} and {counts} steps of their texts: go on with texts of one length together, "
+                "and with others apart"
+            )
+    return _map(lambda parts: torch.cat(list(parts), 1), states)
+
+
+def select(state: "State", texts: Tensor) -> "State":
+    """The state of the batch that has these of the texts, by their numbers (N,), in this order, any of them repeated."""
+    return _map(lambda parts: parts[0].index_select(1, texts), [state])
+
+
+def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The prompt's ids; `UserError` where there are words and the model knows none."""
+    ids: list[int] = tokenizer.encode(prompt).tolist()
+    if {tokenizer.unk_id} == {*ids} - {tokenizer.end_of_line_id} and UNK not in prompt:
+        unknown = list(dict.fromkeys(prompt.split() if tokenizer.level == "word" else prompt))
+        names = ", ".join([*map(repr, unknown[:10]), *(["..."] if len(unknown) > 10 else [])])
+        raise UserError(
+            f"prompt: none of its {tokenizer.level}s ({names}) is among the {tokenizer.vocab_size:,} that the model knows; "
+            "give one that is"
+        )
+    return ids
+
+
+def _read(model: "LanguageModel", prompt: list[int]) -> tuple[Tensor, "State"]:
+    """The logits (1, vocab_size) and the state after a prompt, which follows the end of a line."""
+    ids = torch.tensor([first_context(model), *prompt], device=model.device).unsqueeze(1)
+    state = None
+    with _evaluating(model):
+        for first in range(0, len(ids), _WINDOW):
+            logits, state = model(ids[first : first + _WINDOW], state)
+    last: Tensor = logits[-1]
+    if last.isnan().any():
+        raise UserError("the model's logits are not numbers (nan): its weights have diverged, load others")
+    return last, state
 
 
 @torch.inference_mode()
-def sample(
-    model: "LanguageModel",
-    prompt: str,
-    *,
-    tokens: int,
-    temperature: float,
-    top_k: int | None,
-    seed: int | None,
-) -> Iterator[int]:
-    """Yields `tokens` ids, each drawn from softmax(logits / temperature), of the `top_k` likeliest tokens if given.
+def _texts(model: "LanguageModel", prompts: list[list[int]], how: Decoding) -> list[list[int]]:
+    """The tokens to add to each prompt; those whose states count alike go on together."""
+    if how.beams is not None:
+        return [list(_tokens(model, prompt, how)) for prompt in prompts]
+    read = [_read(model, prompt) for prompt in prompts]
+    together: dict[tuple[Any, ...], list[int]] = {}
+    for row, (_, state) in enumerate(read):
+        together.setdefault(_counts(state), []).append(row)
+    texts: list[list[int]] = [[] for _ in prompts]
+    for rows in together.values():
+        for tokens in _draws(model, *_side_by_side([read[row] for row in rows]), how):
+            for row, token in zip(rows, tokens, strict=True):
+                texts[row].append(token)
+    return texts
 
-    temperature 0 takes the likeliest token. The same seed gives the same text on the same machine; without one the draw
-    comes from torch's global generator.
+
+@torch.inference_mode()
+def _tokens(model: "LanguageModel", prompt: list[int], how: Decoding) -> Iterator[int]:
+    """The tokens to add to one prompt, as they come."""
+    logits, state = _read(model, prompt)
+    if how.beams is not None:
+        yield from _search(model, logits, state, how.tokens, how.beams)
+    else:
+        for (token,) in _draws(model, logits, state, how):
+            yield token
+
+
+def _pieces(model: "LanguageModel", tokenizer: Tokenizer, prompt: list[int], how: Decoding) -> Iterator[str]:
+    if prompt:
+        yield tokenizer.decode(prompt)
+    last = prompt[-1:]
+    for token in _tokens(model, prompt, how):
+        yield tokenizer.decode([*last, token])[len(tokenizer.decode(last)) :]  # a token looks no further back than one
+        last = [token]
+
+
+@torch.inference_mode()
+def _draws(model: "LanguageModel", logits: Tensor, state: "State", how: Decoding) -> Iterator[list[int]]:
+    """Yields a token for every text, `how.tokens` times."""
+    unk = tokenizer_of(model).unk_id
+    generator = None if how.seed is None else torch.Generator(model.device).manual_seed(how.seed)
+    token = None
+    for _ in range(how.tokens):
+        if token is not None:
+            logits, state = step(model, token, state)
+        logits = logits.float()
+        if unk is not None:
+            logits[:, unk] = -torch.inf
+        token = _draw(logits, how, generator)
+        yield token.tolist()
+
+
+def _draw(logits: Tensor, how: Decoding, generator: torch.Generator | None) -> Tensor:
+    """Logits (B, V) -> a token for each (B,).
+
+    The first to arrive in a race at the rates p is i with probability p_i; with a seed all texts share the runners, so that
+    what a text gets depends on no other. For one text it is what `torch.multinomial` does.
     """
-    for name, value, least in (("tokens", tokens, 0), ("temperature", temperature, 0), ("top_k", top_k, 1)):
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}; it must be {least} or more")
-    tokenizer = tokenizer_of(model)
-    generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
-    training = model.training
+    if how.temperature == 0:
+        return logits.argmax(-1)
+    if how.top_k is not None and how.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(how.top_k).values[:, -1:], -torch.inf)
+    p = (logits / how.temperature).softmax(-1)
+    if how.top_p is not None and how.top_p < 1:
+        p = _nucleus(p, how.top_p)
+    runners = p.new_empty(p.shape if generator is None else p.shape[-1:]).exponential_(generator=generator)
+    return (p / runners).argmax(-1)
+
+
+def _nucleus(p: Tensor, top_p: float) -> Tensor:
+    """Probabilities (B, V) -> the same, 0 outside the smallest set of the likeliest that reaches `top_p`."""
+    falling, order = p.sort(dim=-1, descending=True, stable=True)
+    likelier = falling.cumsum(-1, dtype=torch.float64) - falling
+    return torch.zeros_like(p).scatter_(-1, order, falling.masked_fill(likelier >= top_p, 0))
+
+
+def _search(model: "LanguageModel", logits: Tensor, state: "State", tokens: int, beams: int) -> list[int]:
+    """The continuation of one text with the largest sum of log-probabilities among those that the beams come to."""
+    unk = tokenizer_of(model).unk_id
+    total = torch.zeros(1, dtype=torch.float64, device=logits.device)
+    texts = torch.zeros(0, 1, dtype=torch.int64, device=logits.device)
+    for length in range(tokens):
+        if length:
+            logits, state = step(model, texts[-1], state)
+        log_p = logits.double().log_softmax(-1)
+        if unk is not None:
+            log_p[:, unk] = -torch.inf
+        sums = total.unsqueeze(1) + log_p
+        total, best = sums.flatten().topk(min(beams, sums.numel() - len(sums) * (unk is not None)))
+        parents = best // sums.shape[1]
+        texts = torch.cat([texts[:, parents], (best % sums.shape[1]).unsqueeze(0)])
+        state = select(state, parents)
+    return texts[:, 0].tolist()
+
+
+def _side_by_side(read: Sequence[tuple[Tensor, "State"]]) -> tuple[Tensor, "State"]:
+    return torch.cat([logits for logits, _ in read]), join([state for _, state in read])
+
+
+def _map(function: Callable[[Sequence[Tensor]], Tensor], states: Sequence["State"]) -> "State":
+    """The function of the states' tensors at each place; what is no tensor stays."""
+    if isinstance(states[0], Tensor):
+        return function(states)
+    if isinstance(states[0], tuple | list):
+        return tuple(_map(function, parts) for parts in zip(*states, strict=True))
+    return states[0]
+
+
+def _counts(state: "State") -> tuple[Any, ...]:
+    """What a state holds beside tensors."""
+    if isinstance(state, tuple | list):
+        return tuple(count for part in state for count in _counts(part))
+    return () if isinstance(state, Tensor) else (state,)
+
+
+@contextmanager
+def _evaluating(model: "LanguageModel") -> Iterator[None]:
+    """In evaluation mode; the model is left as it was."""
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
-        ids = [first_context(model), *tokenizer.encode(prompt).tolist()]
-        logits, state = model(torch.tensor(ids, device=model.device).unsqueeze(1), None)
-        for _ in range(tokens):
-            last = logits[-1, 0].float()
-            if tokenizer.unk_id is not None:
-                last[tokenizer.unk_id] = -torch.inf
-            token = _draw(last, temperature, top_k, generator)
-            yield int(token)
-            logits, state = model(token.view(1, 1), state)
+        yield
     finally:
-        model.train(training)
-
-
-def _draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0:
-        return logits.argmax()
-    if top_k is not None and top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        model.train()

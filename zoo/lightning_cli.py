@@ -277,7 +277,8 @@ class ZooCLI(LightningCLI):
         )
         folder = run_folder(trainer)
         if trainer.is_global_zero:
-            write(self.curve.rows, folder)  # again where the run had ended before, and goes on in another folder
+            if self.curve.rows:  # again, for the run may have ended before and gone on in another folder
+                write(self.curve.rows, folder)
             bundle.write(
                 folder / self.name,
                 weights,

@@ -2,8 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -14,15 +14,18 @@ from torch.optim import Optimizer
 
 from zoo.batches import FreshWindow, Window
 from zoo.errors import UserError
-from zoo.generate import generate
+from zoo.generate import Decoding, generate, start, step, stream
 from zoo.metrics import ExactMean, metric_of, token_nll
 from zoo.regularisers import Penalty, SequenceRegulariser
-from zoo.score import Evaluation, Plain, Score, Scorer, score, tokenizer_of, visible
+from zoo.score import Evaluation, Plain, Score, Scorer, Sentence, score, score_sentences, tokenizer_of, visible
 from zoo.tasks.base import Task
 from zoo.tokenizer import Tokenizer
 
 State = Any
-"""The recurrent state of a model: nested tuples of tensors."""
+"""The recurrent state of a model: nested tuples of tensors (layers, B, H), and of numbers that all texts share."""
+
+Prompt = TypeVar("Prompt", str, list[str])
+"""A text, or several: what comes in comes out."""
 
 
 class Outputs(NamedTuple):
@@ -128,17 +131,53 @@ class LanguageModel(Task):
         """How well the model predicts `text`, token by token (`zoo.score.score`)."""
         return score(self, text, evaluation or self.evaluation)
 
+    def score_sentences(self, sentences: Iterable[str]) -> list[Sentence]:
+        """The log-probability of each sentence by itself (`zoo.score.score_sentences`)."""
+        return list(score_sentences(self, sentences))
+
     def generate(
+        self,
+        prompt: Prompt = "",  # type: ignore[assignment]  # of a default mypy asks that it be each of the types
+        *,
+        tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        beams: int | None = None,
+        seed: int | None = None,
+    ) -> Prompt:
+        """A text continued by `tokens` tokens, or each of a list of texts (`zoo.generate.Decoding` says how).
+
+        A text of a list goes on as it does alone, but for rounding: sums of products run in another order in a batch.
+        """
+        how = Decoding(tokens, temperature, top_k, top_p, beams, seed)
+        return generate(self, [prompt], how)[0] if isinstance(prompt, str) else generate(self, prompt, how)
+
+    def stream(
         self,
         prompt: str = "",
         *,
         tokens: int = 50,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
+        beams: int | None = None,
         seed: int | None = None,
-    ) -> str:
-        """`prompt` continued by `tokens` sampled tokens (`zoo.generate.generate`)."""
-        return generate(self, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    ) -> Iterator[str]:
+        """The text of `generate` in pieces, as they come: the prompt, then token by token."""
+        return stream(self, prompt, Decoding(tokens, temperature, top_k, top_p, beams, seed))
+
+    def start(self, prompt: str | list[str] = "") -> tuple[Tensor, State]:
+        """Reads a text, or several -> logits of the token after each (B, vocab_size), and the state for `step`.
+
+        In evaluation mode and without gradients, as is `step`. `zoo.generate.join` and `select` put states together and
+        take texts out of them.
+        """
+        return start(self, prompt)
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """The next token of every text (B,) and the state before it -> logits of the one after (B, vocab_size), state."""
+        return step(self, tokens, state)
 
     def setup(self, stage: str) -> None:
         """Takes the data's tokenizer and checks that it fits the model."""
