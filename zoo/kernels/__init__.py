@@ -37,8 +37,9 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool, normalised
         "reference": lambda: True,
     }
     if backend == "auto":
-        one_token = inputs.shape[:2].numel() == 1  # the weights are packed for a sequence or a batch
-        return next(name for name, can in able.items() if not (one_token and name == "native") and can())
+        # On the CPU both pack the weights at every call, which pays for a sequence or a batch.
+        slow = ("native", "vendor") if inputs.shape[:2].numel() == 1 and inputs.device.type == "cpu" else ()
+        return next(name for name, can in able.items() if name not in slow and can())
     if backend not in able or not able[backend]():
         name = f"normalised {cell.upper()}" if normalised else cell.upper()
         raise ValueError(
