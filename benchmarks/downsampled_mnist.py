@@ -2,15 +2,14 @@
 
 import argparse
 import csv
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import report
-from lightning import Trainer, seed_everything
+from lightning import seed_everything
+from training import quiet_trainer
 
 from datamodules import SequentialMNIST
 from datamodules.mnist import SIDE
@@ -59,18 +58,7 @@ def train(build: Callable[[int, int], SequenceClassifier], units: int, downsampl
     data = SequentialMNIST("sequential", downsample=downsample)
     curve = LearningCurve()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            max_epochs=-1,
-            max_time=limit,
-            callbacks=[curve],
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            accelerator="cpu",
-        )
+        trainer = quiet_trainer(max_epochs=-1, max_time=limit, callbacks=[curve], default_root_dir=folder)
         trainer.fit(build(units, data.num_steps), datamodule=data)
     return curve.rows
 
@@ -123,8 +111,6 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     limit = timedelta(minutes=arguments.minutes)
     file = arguments.output / "downsampled_mnist.csv"
     curves = {}

@@ -6,9 +6,7 @@ file alone.
 
 import argparse
 import csv
-import logging
 import sys
-import warnings
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +14,10 @@ from typing import NamedTuple
 import report
 import torch
 from batch_norm_gradients import gradient_norms
-from lightning import Trainer
 from regularisers import Naive
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
+from training import quiet_trainer
 
 from datamodules import SequentialMNIST
 from zoo.layers import LSTM, StateNoise
@@ -126,16 +124,10 @@ def train(training: Training, downsample: int) -> RecurrentClassifier:
     noise = NETWORKS[training.network]
     layer = LSTM(1, training.units, bias="one", initial_state="learned", state_noise=noise)
     model = RecurrentClassifier(layer, SequentialMNIST.num_classes, RMSProp(RATE, DECAY), max_norm=MAX_NORM)
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=training.updates,
         max_epochs=-1,
         limit_val_batches=0,
-        num_sanity_val_steps=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(model, SequentialMNIST("paper", downsample, BATCH))
     return model
@@ -281,8 +273,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="where csv, md and png are")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     name = arguments.output / Path(__file__).name
     file = name.with_suffix(".csv")
     results = read(file)

@@ -7,14 +7,12 @@ and picture are made of that file alone.
 import argparse
 import csv
 import json
-import logging
 import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import report
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
+from training import quiet_trainer
 
 from datamodules import PennTreebank
 from datamodules.stream import Stream
@@ -284,8 +283,6 @@ class Curve(Callback):
 
 def train(row: Row, updates: int, every: int) -> Result:
     """One row, from its seed to the perplexities of all texts."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     recipe = catalogue()[row]
     seed_everything(recipe.seed, verbose=False)
     model: LanguageModel = RecurrentLanguageModel(
@@ -299,18 +296,12 @@ def train(row: Row, updates: int, every: int) -> Result:
     if recipe.kappa is not None:
         model = FraternalLSTM(model, recipe.kappa)
     curve, kept = Curve(), BestWeights()
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=updates,
         max_epochs=-1,
         val_check_interval=every,
         check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
         callbacks=[curve, kept, *([DropoutCurriculum()] if recipe.curriculum else [])],
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     data = PennTreebank()
     text = training_text(data)

@@ -1,15 +1,12 @@
 """An update of the sequential MNIST models beside the same with the layer's readable loop, and what the data takes."""
 
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import report
-from lightning import Trainer
-from update import Clock
+from training import Clock, quiet_trainer
 
 from datamodules.loader import Draw
 from datamodules.mnist import Sequences
@@ -30,23 +27,12 @@ def seconds(build: Callable[[], SequenceClassifier], images: Sequences, backend:
     for layer in model.modules():
         if isinstance(layer, Recurrent):
             layer.backend = backend  # type: ignore[assignment]
-    trainer = Trainer(
-        max_epochs=1,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
-    trainer.fit(model, train_dataloaders=images)
+    quiet_trainer(max_epochs=1, callbacks=[clock]).fit(model, train_dataloaders=images)
     return statistics.median(np.diff(clock.times))
 
 
 def main() -> None:
     """Interleaved rounds of both."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     draw, count = np.random.default_rng(0), BATCH * (UPDATES + 1)
     pixels = draw.integers(256, size=(count, 28, 28), dtype=np.uint8)
     images = Sequences(pixels, draw.integers(10, size=count), "paper", 1, BATCH, Draw(1, 0))

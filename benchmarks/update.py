@@ -1,18 +1,16 @@
 """A training update of a recipe under Lightning beside the same update in a bare loop over torch.nn.LSTM."""
 
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import report
 import torch
-from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
+from training import Clock, quiet_trainer
 
 from datamodules.stream import Stream
 from zoo.models import AWDLSTM, Zaremba
@@ -40,29 +38,10 @@ SIZES = {
 }
 
 
-class Clock(Callback):
-    """The time from the end of each update to the end of the next."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self.times.append(time.perf_counter())
-
-
 def ours(stream: Stream, size: Size) -> float:
     """Seconds an update, the median of one run."""
     clock = Clock()
-    trainer = Trainer(
-        max_epochs=1,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
-    trainer.fit(size.build(), train_dataloaders=stream)
+    quiet_trainer(max_epochs=1, callbacks=[clock]).fit(size.build(), train_dataloaders=stream)
     return statistics.median(np.diff(clock.times))
 
 
@@ -107,8 +86,6 @@ def bare(stream: Stream, size: Size) -> float:
 
 def main() -> None:
     """Interleaved rounds of both."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     rows = []
     for name, size in SIZES.items():
         ids = np.random.default_rng(0).integers(VOCABULARY, size=20 * (size.bptt * size.updates + 1), dtype=np.uint16)

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from datamodules.arguments import check_positive
-from datamodules.loader import Draw, DrawnEpochs, Examples, Split
+from datamodules.loader import DataModule, Draw, Examples, Split
 from zoo.batches import PAD, Translated
 from zoo.errors import UserError
 
@@ -24,7 +24,7 @@ EVALUATION_BATCH = 512
 _SPLITS: tuple[Split, ...] = ("test", "validation", *("train",) * 14)
 
 
-class Addition(DrawnEpochs):
+class Addition(DataModule):
     """Pairs such as ("__________9+2", "11_____"): two numbers to be added, and their sum.
 
     At difficulty n each number is uniform on 0 .. 10^k, both ends included, with k uniform on 1 .. n. The `difficulty`

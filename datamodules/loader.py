@@ -119,8 +119,8 @@ class Examples(Loader[Batch]):
         """The batch of the examples of those numbers."""
 
 
-class DrawnEpochs(LightningDataModule):
-    """A data module whose training loader draws anew in every epoch.
+class DataModule(LightningDataModule):
+    """What all data modules share: splits opened when a stage needs them, and an epoch's own draws.
 
     `torch.initial_seed()`, which `seed_everything` sets, and the epoch decide the draws. A single
     `train_dataloader()` has those of its epoch for good: give the trainer the data module.

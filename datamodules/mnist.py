@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodules import source, token_file
 from datamodules.arguments import check_choice, check_positive
-from datamodules.loader import Draw, DrawnEpochs, Examples, Split
+from datamodules.loader import DataModule, Draw, Examples, Split
 from zoo.batches import Labelled
 from zoo.errors import UserError
 
@@ -30,7 +30,7 @@ _HELD_OUT = 6
 """One training image in this many, the last 10,000 of 60,000, is for validation."""
 
 
-class SequentialMNIST(DrawnEpochs):
+class SequentialMNIST(DataModule):
     """MNIST, its images read a pixel a step, row by row: T = 784 / downsample^2 steps of a number in [0, 1].
 
     50,000 / 10,000 / 10,000 images: the first 50,000 of the training set, its last 10,000, and the test set. Training images

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from datamodules import token_file
 from datamodules.arguments import check_choice, check_positive
-from datamodules.loader import Draw, DrawnEpochs
+from datamodules.loader import DataModule, Draw
 from datamodules.loader import Split as Split
 from datamodules.pieces import Pieces
 from datamodules.stream import SHORTEST, RandomWindows, Stream
@@ -24,7 +24,7 @@ EVALUATION_PIECES = 100
 """Pieces read at a time when evaluating; each starts anew, so it changes memory and speed but no number."""
 
 
-class TextDataModule(DrawnEpochs):
+class TextDataModule(DataModule):
     """A tokenised text: training in `batch_size` columns or pieces, validation and test as one stream each, or in pieces.
 
     Subclasses say where the text comes from (`text`), which tokens it has (`vocabulary`) and how they are told apart

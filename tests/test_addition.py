@@ -273,8 +273,8 @@ class Scripted(EncoderDecoder):
 
     errors = (0.5, 0.05, 0.2, 0.09, 0.4, 0.5, 0.5, 0.3, 0.35)
 
-    def _evaluate(self, split, batch):
-        self.metric(split).update(torch.tensor(1 - self.errors[self.trainer.current_epoch]))
+    def evaluate_batch(self, batch, batch_idx):
+        return torch.tensor(1 - self.errors[self.trainer.current_epoch])
 
 
 BATCHES = 3

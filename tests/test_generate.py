@@ -262,7 +262,7 @@ class TestBeams:
 class TestPrompts:
     def test_a_long_prompt_is_read_in_windows(self, model, monkeypatch):
         whole, _ = model.start("the bank rose\n" * 8)
-        monkeypatch.setattr("zoo.generate._WINDOW", 7)
+        monkeypatch.setattr("zoo.generate.WINDOW", 7)
         windows, _ = model.start("the bank rose\n" * 8)
         torch.testing.assert_close(windows, whole)
 

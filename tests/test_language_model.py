@@ -122,7 +122,7 @@ class TestScore:
     def test_a_text_longer_than_a_window_is_scored_as_one(self, model, monkeypatch):
         text = "the bank rose\n" * 30
         whole = model.score(text)
-        monkeypatch.setattr("zoo.score._WINDOW", 7)
+        monkeypatch.setattr("zoo.score.WINDOW", 7)
         assert model.score(text).nats == pytest.approx(whole.nats, rel=1e-5)
 
     def test_unknown_words_are_counted(self, model):

@@ -174,7 +174,7 @@ def ids_of(model, text):
 class TestSentences:
     @pytest.mark.parametrize("make_model", MODELS[:5])
     def test_equal_to_each_alone(self, make_model, monkeypatch):
-        monkeypatch.setattr("zoo.score._WINDOW", 13)
+        monkeypatch.setattr("zoo.score.WINDOW", 13)
         monkeypatch.setattr("zoo.score._SENTENCES", 7)
         model = make_model()
         lines = [

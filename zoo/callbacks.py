@@ -134,7 +134,7 @@ class LearningCurve(Callback):
         epoch = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "learning_rate": self._rate}
         self.rows.append({**epoch, **dict(sorted(metrics.items())), "seconds": round(self.seconds, 1)})
         if trainer.is_global_zero:
-            write(self.rows, folder)
+            write_curve(self.rows, folder)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": self.seconds}
@@ -231,7 +231,7 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def write(rows: list[Row], folder: Path) -> None:
+def write_curve(rows: list[Row], folder: Path) -> None:
     """`curve.csv` and `curve.png` of the rows."""
     folder.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -240,12 +240,12 @@ def write(rows: list[Row], folder: Path) -> None:
         table.writeheader()
         table.writerows(rows)
     try:
-        draw(rows, folder / "curve.png")
+        draw_curve(rows, folder / "curve.png")
     except Exception:  # a picture is no reason to end a run
         logging.getLogger(__name__).exception("the learning curve could not be drawn")
 
 
-def draw(rows: list[Row], file: Path) -> None:
+def draw_curve(rows: list[Row], file: Path) -> None:
     """Every metric of the rows against the epochs, the best validation value marked."""
     from matplotlib.figure import Figure  # half a second to import
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter

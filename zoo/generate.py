@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,12 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.score import first_context, tokenizer_of
+from zoo.evaluating import evaluating
+from zoo.score import WINDOW, first_context, tokenizer_of
 from zoo.tokenizer import UNK, Tokenizer
 
 if TYPE_CHECKING:
     from zoo.tasks.language import LanguageModel, State
-
-_WINDOW = 200
-"""How many tokens of a prompt are read at once."""
 
 _ROWS = 64
 """How many prompts are continued at once."""
@@ -73,7 +70,7 @@ def generate(model: "LanguageModel", prompts: Sequence[str], how: Decoding) -> l
     """Every prompt as the model reads it, continued; `<unk>` is never added."""
     tokenizer = tokenizer_of(model)
     before = [_encode(tokenizer, prompt) for prompt in prompts]
-    with _evaluating(model):
+    with evaluating(model):
         after = [text for first in range(0, len(before), _ROWS) for text in _texts(model, before[first:][:_ROWS], how)]
     return [tokenizer.decode([*prompt, *text]) for prompt, text in zip(before, after, strict=True)]
 
@@ -99,7 +96,7 @@ def step(model: "LanguageModel", tokens: Tensor, state: "State") -> tuple[Tensor
     """Token ids (B,) and the state before them -> logits of the tokens after them (B, vocab_size), state."""
     if tokens.ndim != 1:
         raise UserError(f"tokens have shape {tuple(tokens.shape)}; expected (B,), the id of each text's next token")
-    with _evaluating(model):
+    with evaluating(model):
         logits, state = model(tokens.unsqueeze(0), state)
     return logits[0], state
 
@@ -141,9 +138,9 @@ def _read(model: "LanguageModel", prompt: list[int]) -> tuple[Tensor, "State"]:
     """The logits (1, vocab_size) and the state after a prompt, which follows the end of a line."""
     ids = torch.tensor([first_context(model), *prompt], device=model.device).unsqueeze(1)
     state = None
-    with _evaluating(model):
-        for first in range(0, len(ids), _WINDOW):
-            logits, state = model(ids[first : first + _WINDOW], state)
+    with evaluating(model):
+        for first in range(0, len(ids), WINDOW):
+            logits, state = model(ids[first : first + WINDOW], state)
     last: Tensor = logits[-1]
     if last.isnan().any():
         raise UserError("the model's logits are not numbers (nan): its weights have diverged, load others")
@@ -264,16 +261,3 @@ def _counts(state: "State") -> tuple[Any, ...]:
     if isinstance(state, tuple | list):
         return tuple(count for part in state for count in _counts(part))
     return () if isinstance(state, Tensor) else (state,)
-
-
-@contextmanager
-def _evaluating(model: "LanguageModel") -> Iterator[None]:
-    """In evaluation mode; the model is left as it was."""
-    if not model.training:
-        yield
-        return
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from datamodules.stream import Stream
 from datamodules.text import Batching, Split, TextDataModule
 from zoo import bundle, card, hub
-from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder, write
+from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder, write_curve
 from zoo.errors import UserError
 from zoo.evaluation import Evaluation
 from zoo.files import RECIPE, TOKENIZER
@@ -278,7 +278,7 @@ class ZooCLI(LightningCLI):
         folder = run_folder(trainer)
         if trainer.is_global_zero:
             if self.curve.rows:  # again, for the run may have ended before and gone on in another folder
-                write(self.curve.rows, folder)
+                write_curve(self.curve.rows, folder)
             bundle.write(
                 folder / self.name,
                 weights,
@@ -338,7 +338,7 @@ class ZooCLI(LightningCLI):
         for way in get_args(Batching):
             data.evaluation = way
             measured = self._measure()
-            readings.append(card.Evaluated(self._read(way), f"--data.evaluation {way}", measured))
+            readings.append(card.Evaluated(self._in_words(way), f"--data.evaluation {way}", measured))
             results += [result for result in measured if own[result.split] == way]
         data.evaluation = asked
         return sorted(results, key=lambda result: list(own).index(result.split)), readings
@@ -350,10 +350,10 @@ class ZooCLI(LightningCLI):
             return f"over all {self.model.material} of a split"
         if not isinstance(data, TextDataModule) or set(data.readings) == {"stream"}:
             return card.STREAMED
-        validation, test = map(self._read, data.readings)
+        validation, test = map(self._in_words, data.readings)
         return f"the validation text read {validation}, the test text {test}; {card.SUMMED}"
 
-    def _read(self, way: Batching) -> str:
+    def _in_words(self, way: Batching) -> str:
         if way == "stream":
             return "as one stream with the state carried through"
         return f"in pieces of {self.datamodule.bptt + 1} tokens with the state starting anew in each"

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.evaluating import evaluating
 from zoo.metrics import token_nll
 from zoo.tokenizer import EOS, UNK, Ids, Tokenizer
 
 if TYPE_CHECKING:
     from zoo.tasks.language import LanguageModel
 
-_WINDOW = 200
+WINDOW = 200
+"""How many tokens are read at once."""
+
 _SENTENCES = 1_000
 """So many lines are sorted by length together."""
 
@@ -395,10 +398,10 @@ def _totals(model: "LanguageModel", sentences: Sequence[Ids]) -> list[float]:
 @torch.inference_mode()
 def _columns(model: "LanguageModel", tokens: Tensor) -> list[list[float]]:
     """-ln p of tokens (T + 1, B) from the second row on: B lists of T."""
-    with _evaluating(model):
+    with evaluating(model):
         scorer = Plain().begin(model)
-        starts = range(0, len(tokens) - 1, _WINDOW)
-        windows = [tokens[start : start + _WINDOW + 1] for start in starts]
+        starts = range(0, len(tokens) - 1, WINDOW)
+        windows = [tokens[start : start + WINDOW + 1] for start in starts]
         nats: list[list[float]] = torch.cat([scorer(w[:-1], w[1:]) for w in windows]).T.tolist()
     return nats
 
@@ -449,43 +452,33 @@ def _placed(place: str) -> Iterator[None]:
         raise UserError(f"{error}, {place}" if place else str(error)) from error
 
 
-@contextmanager
-def _evaluating(model: "LanguageModel") -> Iterator[None]:
-    training = model.training
-    try:
-        model.eval()
-        yield
-    finally:
-        model.train(training)
-
-
 @torch.inference_mode()
 def _surprisals(
     model: "LanguageModel", blocks: Iterable[Ids], evaluation: Evaluation
 ) -> Iterator[tuple[Ids, list[float]]]:
     """The ids in windows that do not depend on the blocks, and -ln p of each, in evaluation mode."""
-    with _evaluating(model):
+    with evaluating(model):
         scorer = evaluation.begin(model)
     before = np.array([first_context(model)])
     for ids in _windows(blocks):
         window = torch.from_numpy(np.concatenate([before, ids]).astype(np.int64)).to(model.device).unsqueeze(1)
-        with _evaluating(model):
+        with evaluating(model):
             nats: list[float] = scorer(window[:-1], window[1:]).squeeze(1).tolist()
         yield ids, nats
         before = ids[-1:]
 
 
 def _windows(blocks: Iterable[Ids]) -> Iterator[Ids]:
-    """The ids in arrays of `_WINDOW`, the last one shorter."""
+    """The ids in arrays of `WINDOW`, the last one shorter."""
     rest: list[Ids] = []
     length = 0
     for block in blocks:
         rest.append(block)
         length += len(block)
-        if length >= _WINDOW:
+        if length >= WINDOW:
             ids = np.concatenate(rest)
-            whole = length - length % _WINDOW
-            for start, stop in pairwise(range(0, whole + 1, _WINDOW)):
+            whole = length - length % WINDOW
+            for start, stop in pairwise(range(0, whole + 1, WINDOW)):
                 yield ids[start:stop]
             rest, length = [ids[whole:]], length - whole
     if length:

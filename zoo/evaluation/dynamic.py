@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from zoo.errors import UserError
+from zoo.evaluating import evaluating
 from zoo.metrics import token_nll
 from zoo.score import Evaluation, Scorer
 from zoo.tasks import LanguageModel
@@ -61,19 +62,14 @@ class DynamicEvaluation(Evaluation):
 
     def prepare(self, model: LanguageModel, windows: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Takes the root mean square of each weight's gradient over the windows of the training text."""
-        training = model.training
-        model.eval()
-        try:
-            with _gradients():
-                pupil = _Pupil.of(model)
-                squares = [torch.zeros_like(weight) for weight in pupil.weights]
-                count, state = 0, None
-                for inputs, targets in windows:
-                    _, gradients, state = pupil.read(inputs, targets, state)
-                    torch._foreach_addcmul_(squares, gradients, gradients)
-                    count += 1
-        finally:
-            model.train(training)
+        with evaluating(model), _gradients():
+            pupil = _Pupil.of(model)
+            squares = [torch.zeros_like(weight) for weight in pupil.weights]
+            count, state = 0, None
+            for inputs, targets in windows:
+                _, gradients, state = pupil.read(inputs, targets, state)
+                torch._foreach_addcmul_(squares, gradients, gradients)
+                count += 1
         if not count:
             raise UserError("windows is empty: dynamic evaluation takes statistics over the training text")
         rms = torch._foreach_sqrt(torch._foreach_div(squares, count))

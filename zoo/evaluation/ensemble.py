@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zoo import hub
 from zoo.errors import UserError
+from zoo.evaluating import evaluating
 from zoo.score import Evaluation, Plain, Scorer
 from zoo.tasks import LanguageModel
 
@@ -85,11 +86,7 @@ def _in_evaluation(model: LanguageModel) -> Scorer:
     scorer = Plain().begin(model)
 
     def score(inputs: Tensor, targets: Tensor) -> Tensor:
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             return scorer(inputs, targets)
-        finally:
-            model.train(training)
 
     return score

@@ -69,6 +69,10 @@ class Task(LightningModule):
         return self.metric_type.unit
 
     @abstractmethod
+    def evaluate_batch(self, batch: Any, batch_idx: int) -> Tensor:
+        """What the metric takes of a batch of validation or test."""
+
+    @abstractmethod
     def prediction_rows(self, batch: Any, outputs: Any) -> Iterable[tuple[str, ...]]:
         """The lines that `predict` writes for a batch and what `predict_step` made of it."""
 
@@ -122,6 +126,18 @@ class Task(LightningModule):
         """Clips as the paper does, or as the trainer is told to."""
         norm = self.max_norm if gradient_clip_val is None else gradient_clip_val
         self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.metric("validation").update(self.evaluate_batch(batch, batch_idx))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.metric("test").update(self.evaluate_batch(batch, batch_idx))
+
+    def on_validation_epoch_end(self) -> None:
+        self.report("validation")
+
+    def on_test_epoch_end(self) -> None:
+        self.report("test")
 
     def on_validation_start(self) -> None:
         """Puts the optimiser's averages in the place of the weights."""

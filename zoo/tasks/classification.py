@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from zoo.batches import Labelled
 from zoo.errors import UserError
+from zoo.evaluating import evaluating
 from zoo.metrics import Accuracy, ExactMean
 from zoo.tasks.base import Task
 
@@ -38,13 +39,9 @@ class SequenceClassifier(Task):
     @torch.inference_mode()
     def classify(self, inputs: Tensor) -> Tensor:
         """The probabilities of the classes (B, num_classes) of sequences (T, B, input_size), in evaluation mode."""
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             logits: Tensor = self(inputs.to(self.device))
             return logits.softmax(-1)
-        finally:
-            self.train(training)
 
     def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         inputs, labels = batch
@@ -54,11 +51,11 @@ class SequenceClassifier(Task):
         self.count_training(loss, _right(logits, labels))
         return loss
 
-    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
-        self._evaluate("validation", batch)
-
-    def test_step(self, batch: Labelled, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+    def evaluate_batch(self, batch: Labelled, batch_idx: int) -> Tensor:
+        inputs, labels = batch
+        if not len(labels):  # of several processes one may have no share of the last batch
+            return labels.float()
+        return _right(self(inputs), labels)
 
     def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """The probabilities of the classes, (B, num_classes)."""
@@ -69,17 +66,6 @@ class SequenceClassifier(Task):
         best, chosen = outputs.max(-1)
         for label, named, probability in zip(batch[1].tolist(), chosen.tolist(), best.tolist(), strict=True):
             yield str(label), str(named), f"{probability:.4f}"
-
-    def on_validation_epoch_end(self) -> None:
-        self.report("validation")
-
-    def on_test_epoch_end(self) -> None:
-        self.report("test")
-
-    def _evaluate(self, split: str, batch: Labelled) -> None:
-        inputs, labels = batch
-        if len(labels):  # of several processes one may have no share of the last batch
-            self.metric(split).update(_right(self(inputs), labels))
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:

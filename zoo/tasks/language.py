@@ -227,24 +227,19 @@ class LanguageModel(Task):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
-    def validation_step(self, batch: Window, batch_idx: int) -> None:
-        self._evaluate("validation", batch, batch_idx)
-
-    def test_step(self, batch: Window, batch_idx: int) -> None:
-        self._evaluate("test", batch, batch_idx)
-
     def predict_step(self, batch: Window, batch_idx: int) -> Tensor:
         """The surprisal of each target in nats, (T, B)."""
-        return self._nll(batch, batch_idx)
+        return self.evaluate_batch(batch, batch_idx)
 
     def on_predict_end(self) -> None:
         self._scorer = None
 
-    def on_validation_epoch_end(self) -> None:
-        self._finish("validation")
+    def on_validation_end(self) -> None:
+        super().on_validation_end()
+        self._scorer = None
 
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
+    def on_test_end(self) -> None:
+        self._scorer = None
 
     def running_state(self) -> dict[str, Any]:
         return {"carried": self._carried, **super().running_state()}
@@ -258,7 +253,8 @@ class LanguageModel(Task):
         for token, nats in zip(tokens, outputs.flatten().tolist(), strict=True):
             yield visible(token), f"{nats / math.log(2):.4f}"
 
-    def _nll(self, batch: Window, batch_idx: int) -> Tensor:
+    def evaluate_batch(self, batch: Window, batch_idx: int) -> Tensor:
+        """The negative log-likelihoods of the targets, (T, B)."""
         inputs, targets = batch
         if batch_idx == 0 or isinstance(batch, FreshWindow):
             self._scorer = self.evaluation.begin(self)
@@ -266,10 +262,3 @@ class LanguageModel(Task):
             return torch.zeros(targets.shape, device=self.device)
         assert self._scorer is not None
         return self._scorer(inputs, targets)
-
-    def _evaluate(self, split: str, batch: Window, batch_idx: int) -> None:
-        self.metric(split).update(self._nll(batch, batch_idx))
-
-    def _finish(self, split: str) -> None:
-        self._scorer = None
-        self.report(split)

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from zoo.batches import GO, PAD, Translated
 from zoo.errors import UserError
+from zoo.evaluating import evaluating
 from zoo.metrics import ExactMatch, ExactMean
 from zoo.tasks.base import Task
 
@@ -116,12 +117,8 @@ class SequenceToSequence(Task):
             )
         padded = text.rjust(self.source_length, symbols[PAD])
         source = torch.tensor([[symbols.index(symbol)] for symbol in padded], device=self.device)
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             return self._answer(self.greedy(source)[:, 0])
-        finally:
-            self.train(training)
 
     def setup(self, stage: str) -> None:
         """Takes the data's symbols and checks that the data fits the model."""
@@ -153,11 +150,11 @@ class SequenceToSequence(Task):
         self.watch(loss)  # no metric: teacher forcing would flatter it
         return loss
 
-    def validation_step(self, batch: Translated, batch_idx: int) -> None:
-        self._evaluate("validation", batch)
-
-    def test_step(self, batch: Translated, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+    def evaluate_batch(self, batch: Translated, batch_idx: int) -> Tensor:
+        sources, targets = batch
+        if not sources.shape[1]:  # of several processes one may have no share of the last batch
+            return targets[0].float()
+        return (self.greedy(sources) == targets).all(0).float()
 
     def predict_step(self, batch: Translated, batch_idx: int) -> Tensor:
         """The symbols written, (T, B)."""
@@ -167,17 +164,6 @@ class SequenceToSequence(Task):
         sources, targets = batch
         for source, target, output in zip(*(ids.unbind(1) for ids in (sources, targets, outputs)), strict=True):
             yield self._text(source).lstrip(self.symbols[PAD]), self._answer(target), self._answer(output)
-
-    def on_validation_epoch_end(self) -> None:
-        self.report("validation")
-
-    def on_test_epoch_end(self) -> None:
-        self.report("test")
-
-    def _evaluate(self, split: str, batch: Translated) -> None:
-        sources, targets = batch
-        if sources.shape[1]:  # of several processes one may have no share of the last batch
-            self.metric(split).update((self.greedy(sources) == targets).all(0).float())
 
     def _text(self, ids: Tensor) -> str:
         symbols = self.symbols
