@@ -29,6 +29,7 @@ class Size(NamedTuple):
     updates: int
     dropout: float = 0.0
     tied: bool = False
+    vocabulary: int = VOCABULARY
 
 
 SIZES = {
@@ -51,10 +52,10 @@ class Bare(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
         self.tied = size.tied
-        self.embedding = nn.Embedding(VOCABULARY, size.widths[0])
+        self.embedding = nn.Embedding(size.vocabulary, size.widths[0])
         self.lstms = nn.ModuleList(nn.LSTM(*pair) for pair in zip(size.widths, size.widths[1:], strict=False))
         self.dropout = nn.Dropout(size.dropout)
-        self.softmax = nn.Linear(size.widths[-1], VOCABULARY)
+        self.softmax = nn.Linear(size.widths[-1], size.vocabulary)
 
     def forward(self, tokens: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """Logits and the states."""
@@ -66,10 +67,12 @@ class Bare(nn.Module):
         return linear(self.dropout(hidden), weight, self.softmax.bias), finals
 
 
-def bare(stream: Stream, size: Size) -> float:
+def bare(
+    stream: Stream, size: Size, optimizer_type: type[torch.optim.SGD | torch.optim.Adam] = torch.optim.SGD
+) -> float:
     """Seconds an update, the median of one run."""
     model = Bare(size)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = optimizer_type(model.parameters())
     states: list[Any] = [None] * len(model.lstms)
     times = []
     for inputs, targets in stream:

@@ -3,6 +3,7 @@
 from datamodules.addition import Addition as Addition
 from datamodules.corpus import TINY_SHAKESPEARE as TINY_SHAKESPEARE
 from datamodules.corpus import Corpus as Corpus
+from datamodules.labelled_text import LabelledText as LabelledText
 from datamodules.mnist import SequentialMNIST as SequentialMNIST
 from datamodules.penn_treebank import PennTreebank as PennTreebank
 from datamodules.text8 import Text8 as Text8

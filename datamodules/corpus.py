@@ -1,18 +1,17 @@
 """The user's own text."""
 
-import codecs
-import glob
-from collections.abc import Iterator
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import datasets
-from datasets.exceptions import DatasetsError
 
 from datamodules import source
+from datamodules.arguments import check_choice
 from datamodules.text import Batching, Split, TextDataModule
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Level, Normaliser, Tokenizer, character_vocabulary, count_words, word_vocabulary
@@ -21,21 +20,36 @@ TINY_SHAKESPEARE = Path(__file__).with_name("tiny_shakespeare.txt")
 """A million characters of Shakespeare's plays, in the public domain: the text that comes with the package."""
 
 HELD_OUT = 20
-"""One line in this many is cut from the end for validation, and as many for testing, where no file is given."""
+"""One row in this many is cut from the end for validation, and as many for testing, where there is no such text."""
 
-_READ = 1 << 24
+Document = Literal["line", "file"]
+
+_BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
+_BLANK = re.compile(r"[ \n]")
 
 
 class Corpus(TextDataModule):
-    """Plain text files of one's own, UTF-8.
+    """A text of one's own: files, or a data set of the Hugging Face Hub.
 
-    `path` (likewise `validation` and `test`) is a file, a glob pattern, or a folder, read with all its `.txt` files in
-    order of their names; a relative path that does not exist is looked for under `root` (else `$ZOO_DATASETS`). Where
-    `validation` or `test` is not given, it is cut from the end of `path`: the last twentieth of the lines each, validation
-    before test.
+    `path` (likewise `validation` and `test`) is a file, a folder, a glob pattern, or the name of a data set on the Hub,
+    owner/name (with `config` where it has several configurations). What lies on disk comes first: at `path`, then at `path`
+    under `root` (else `$ZOO_DATASETS`), where a data set is laid out as on the Hub.
 
-    `document` says where `<eos>` stands at word level: after every line, or after every file, line breaks then being mere
-    blanks. At character level a line break is a character like any other.
+    - Plain text, UTF-8: `.txt`, and any other ending that a name or a pattern asks for. A row is a line.
+    - Tables: `.jsonl` (UTF-8, an object a line), `.json` (also one list, of objects or of strings, read whole), `.csv` and
+      `.tsv` (UTF-8, with a header), `.parquet`, and data sets. A row is the string in `column`; a missing one is empty.
+
+    A folder is read with all its files of these endings, in order of their names, except hidden ones, readmes and licences;
+    they are of one kind.
+
+    Where `validation` or `test` is not given, a data set's own split of that name is read; files have splits where each is
+    named for one (`train.txt`, `ptb.valid.txt`, `test/0.parquet`). Where there is none, it is cut from the end of the
+    training text: the last twentieth of its rows each, validation before test.
+
+    `document` says where `<eos>` stands at word level: after every line ("line"), those within a row too; or after every
+    file of plain text and every row of a table ("file"), line breaks within being mere blanks. At character level a line
+    break is a character like any other, and each row ends with one. The line break at the end of a row, where it has one,
+    counts once; those of Windows and of old Macs are as those of Unix; a byte-order mark is no text.
 
     The vocabulary is the training text's: words that stand there at least `min_count` times, at most `max_vocabulary` of
     them, the most frequent first (`normaliser="penn_treebank"` lower-cases, drops punctuation and splits clitics first); or
@@ -47,8 +61,10 @@ class Corpus(TextDataModule):
         path: str,
         validation: str | None = None,
         test: str | None = None,
+        column: str = "text",
+        config: str | None = None,
         level: Level = "word",
-        document: Literal["line", "file"] = "line",
+        document: Document = "line",
         normaliser: Normaliser = "none",
         min_count: int = 1,
         max_vocabulary: int | None = None,
@@ -63,31 +79,48 @@ class Corpus(TextDataModule):
         tokenizer: str | None = None,
     ) -> None:
         super().__init__(batch_size, bptt, drop_last, random_bptt, max_bptt, tokenizer, batching, evaluation)
+        check_choice("level", level, get_args(Level))
+        check_choice("document", document, get_args(Document))
         self.level: Level = level
         self.normaliser: Normaliser = normaliser
         self.min_count, self.max_vocabulary = min_count, max_vocabulary
-        self.root = root
+        self.column, self.config, self.root = column, config, root
         self.vocabulary_options = (min_count, max_vocabulary)
+        self._path = path
         self._paths: dict[Split, str | None] = {"train": path, "validation": validation, "test": test}
-        self._whole_files = document == "file" and level == "word"
+        self._by_line = document == "line" or level == "character"
+
+    @property
+    def dataset_id(self) -> str:
+        """The name on the Hub of a data set, "own text" of files."""
+        return source.dataset_id(self._path, self.root)
+
+    @property
+    def dataset_name(self) -> str:
+        """The bare name of the file, the folder or the data set."""
+        return source.dataset_name(self._path, self.config)
 
     @cached_property
-    def _parts(self) -> dict[Split, "_Lines"]:
-        given = {
-            split: _Lines(_files(path, self.root), self._whole_files) for split, path in self._paths.items() if path
-        }
-        whole = given["train"]
-        end = len(whole)
+    def _parts(self) -> dict[Split, "_Part"]:
+        opened = source.open_splits(self._paths, [self.column], config=self.config, root=self.root)
+        parts = {split: _Part(*rows, self.column, self._by_line) for split, rows in opened.items()}
+        whole = parts["train"]
+        held_out, end = len(whole) // HELD_OUT, len(whole)
         for split in ("test", "validation"):
-            if split not in given:
-                held_out = len(whole) // HELD_OUT
-                given[split] = whole.cut(end - held_out, end)
+            if split not in parts:
+                parts[split] = whole.cut(end - held_out, end)
                 end -= held_out
-        return {**given, "train": whole.cut(0, end)}
+        return {**parts, "train": whole.cut(0, end)}
 
     def text(self, split: Split) -> Iterator[str]:
-        """The lines of a split."""
-        return self._parts[split].blocks()
+        """The rows of a split."""
+        part = self._parts[split]
+        if not len(part):
+            raise UserError(
+                f"{self._path} is too short to hold out a {split} text: it has {len(self._parts['train'])} lines or rows, "
+                f"and one in {HELD_OUT} is held out; give {HELD_OUT} or more, or name a text in `{split}`"
+            )
+        return part.blocks()
 
     def vocabulary(self) -> list[str]:
         """What the options keep of the training text's words, or its characters."""
@@ -103,87 +136,55 @@ class Corpus(TextDataModule):
         return Tokenizer.words(vocabulary, self.normaliser)
 
 
-class _Lines:
-    """Lines `start` to `stop` of some files read one after the other; `<eos>` after each file rather than each line."""
+class _Part:
+    """Rows `start` to `stop` of a column as text, with `<eos>` after each line, or after each file or row of a table."""
 
-    def __init__(self, files: list[Path], whole_files: bool) -> None:
-        ends = list(accumulate(_check(file) for file in files))
-        # datasets takes a path for a pattern.
-        paths = [glob.escape(str(file)) for file in files]
-        try:
-            loaded = datasets.load_dataset("text", data_files=paths, split="train", encoding="utf-8-sig")
-        except (OSError, ValueError, DatasetsError) as error:
-            raise UserError(f"{', '.join(map(str, files))} could not be read: {error}") from error
-        self._rows: datasets.Dataset = loaded
-        self._ends = ends if whole_files else None
-        self._start, self._stop = 0, int(loaded.num_rows)
-        assert self._stop == ends[-1], f"{self._stop} lines were read where {ends[-1]} were counted"
+    def __init__(self, rows: datasets.Dataset, file_ends: Sequence[int] | None, column: str, by_line: bool) -> None:
+        self._rows, self._column = rows, column
+        self._start, self._stop = 0, len(rows)
+        self._ends = None if by_line else file_ends or range(1, len(rows) + 1)
 
     def __len__(self) -> int:
         return self._stop - self._start
 
-    def cut(self, start: int, stop: int) -> "_Lines":
-        """Lines `start` to `stop` alone."""
+    def cut(self, start: int, stop: int) -> "_Part":
+        """Rows `start` to `stop` alone."""
         cut = copy(self)
         cut._start, cut._stop = start, stop
         return cut
 
     def blocks(self) -> Iterator[str]:
-        """The lines as text, in blocks."""
+        """The rows as text, in blocks that end after a blank or a line break."""
+        row = self._start
+        for block in source.blocks(self._rows.select(range(row, self._stop)), self._column, separator="\0"):
+            yield from _cut(self._text(block, row))
+            row += block.count("\0") if self._ends else 0
+
+    def _text(self, block: str, row: int) -> str:
+        """Of rows from `row` on, a zero byte after each."""
+        # Most texts have none of these characters in a row, and to look for one character costs nothing.
+        if "\r" in block:
+            block = block.replace("\r\n", "\n").replace("\r", "\n")
+        if "\n" in block:
+            block = block.replace("\n\0", "\0")
+        if _BYTE_ORDER_MARK in block:
+            block = ("\0" + block).replace("\0" + _BYTE_ORDER_MARK, "\0")[1:]
         if self._ends is None:
-            if len(self):
-                yield from source.blocks(self._rows.select(range(self._start, self._stop)), "text")
-            return
-        start = self._start
-        for end in self._ends:
-            stop = min(end, self._stop)
-            if start < stop:
-                yield from source.blocks(self._rows.select(range(start, stop)), "text", separator=" ")
-                if stop == end:
-                    yield "\n"
-                start = stop
+            return block.replace("\0", "\n")
+        lines = block.replace("\n", " ").split("\0")
+        first, last = (bisect_right(self._ends, row + count) for count in (0, len(lines) - 1))
+        for end in self._ends[first:last]:
+            lines[end - row - 1] += "\n"
+        return " ".join(lines).replace("\n ", "\n")
 
 
-def _files(path: str, root: str | None) -> list[Path]:
-    """The files that `path` names; `UserError` where there are none."""
-    local = source.data_root(root)
-    places = [Path(path).expanduser(), *([local / path] if local else [])]
-    for place in places:
-        if place.is_file():
-            return [place]
-        if place.is_dir():
-            files = sorted(file for file in place.rglob("*.txt") if file.is_file())
-            if not files:
-                raise UserError(f"the folder {place} holds no .txt file")
-            return files
-        if files := sorted(Path(file) for file in glob.glob(str(place), recursive=True) if Path(file).is_file()):
-            return files
-    raise UserError(f"no text at {path}: looked for a file, a folder or a pattern at {' and '.join(map(str, places))}")
-
-
-def _check(file: Path) -> int:
-    """The number of lines; raises `UserError` with the file and the byte offset where it is empty, binary or not UTF-8."""
-    if file.stat().st_size == 0:
-        raise UserError(f"{file} is empty")
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = lines = 0
-    last = b""
-    with file.open("rb") as source_file:
-        while True:
-            chunk = source_file.read(_READ)
-            if (zero := chunk.find(b"\0")) >= 0:
-                raise UserError(f"{file} is binary, not text: a zero byte at offset {offset + zero}")
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{file} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
-                    f"{offset - pending + error.start}; convert it, for example with iconv -t utf-8"
-                ) from error
-            if not chunk:
-                return lines + (last not in (b"\n", b"\r"))
-            # A line ends with \n, \r\n or \r, as Python reads text.
-            lines += chunk.count(b"\n") + chunk.count(b"\r") - chunk.count(b"\r\n")
-            lines -= last == b"\r" and chunk.startswith(b"\n")
-            offset, last = offset + len(chunk), chunk[-1:]
+def _cut(text: str) -> Iterator[str]:
+    """A long text in blocks that each end after a blank or a line break."""
+    start = 0
+    while len(text) - start > 2 * source.BLOCK:
+        blank = _BLANK.search(text, start + source.BLOCK)
+        stop = blank.end() if blank else len(text)
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:]

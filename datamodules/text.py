@@ -86,8 +86,7 @@ class TextDataModule(DataModule):
         self._ids: dict[Split, Ids] = {}
         self._digests: dict[Split, str] = {}
         if tokenizer is not None:
-            path = Path(tokenizer)
-            self.tokenizer = Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
+            self.tokenizer = Tokenizer.from_file(Path(tokenizer))
 
     @abstractmethod
     def text(self, split: Split) -> Iterator[str]:

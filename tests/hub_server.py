@@ -14,15 +14,23 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+OWNER, TOKEN = "me", "a-token"
+
 
 class Hub:
-    """Repositories as lists of commits; a commit is its files. The first `cuts` answers of over 1 kB end half-way."""
+    """Repositories as lists of commits; a commit is its files. `TOKEN` may write to those of `OWNER`.
+
+    The first `cuts` answers of over 1 kB end half-way; a repository's `spoilt` file loses its last byte when committed.
+    """
 
     def __init__(self) -> None:
         self.commits: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
+        self.tags: dict[str, dict[str, str]] = {}
+        self.private: set[str] = set()
         self.stored: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.cuts = 0
+        self.spoilt: dict[str, str] = {}
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{server.server_port}"
         self._server = server
@@ -48,9 +56,10 @@ class Hub:
         )
 
     def files(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """The commit that a branch or commit name stands for."""
+        """The commit that a branch, tag or commit name stands for."""
+        wanted = self.tags.get(repository, {}).get(revision, revision)
         for oid, files in reversed(self.commits.get(repository, [])):
-            if revision in ("main", oid):
+            if wanted in ("main", oid):
                 return oid, files
         return None
 
@@ -65,6 +74,8 @@ class Hub:
                 files[value["path"]] = self.stored[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
+        if name := self.spoilt.get(repository):
+            files[name] = files[name][:-1]
         oid = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         self.commits[repository].append((oid, files))
         return oid
@@ -103,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             ("POST", rf"/api/models/{repository}/commit/.*", self._commit),
             ("GET", rf"/api/models/{repository}(/revision/(?P<revision>.+))?", self._info),
             ("GET", rf"/api/models/{repository}/tree/(?P<revision>[^/]+)", self._tree),
+            ("GET", rf"/api/models/{repository}/refs", self._refs),
+            ("POST", rf"/api/models/{repository}/tag/(?P<revision>.+)", self._tag),
             ("GET|HEAD", rf"/{repository}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", self._resolve),
         ]
         for methods, pattern, answer in routes:
@@ -121,14 +134,30 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
+    def _may_write(self, repository: str) -> bool:
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            message = "Invalid credentials in Authorization header"
+            self._json({"error": message}, 401, **{"X-Error-Message": message})
+        elif not repository.startswith(f"{OWNER}/"):
+            self._json({"error": "no right"}, 403, **{"X-Error-Message": "You have no right to write here"})
+        else:
+            return True
+        return False
+
     def _create(self) -> None:
         request = json.loads(self.body)
         repository = f"{request['organization']}/{request['name']}"
+        if not self._may_write(repository):
+            return
         exists = repository in self.hub.commits
+        if not exists and request["visibility"] == "private":
+            self.hub.private.add(repository)
         self.hub.commits.setdefault(repository, [("0" * 40, {})])
         self._json({"url": f"{self.hub.url}/{repository}"}, 409 if exists else 200)
 
     def _preupload(self, repository: str) -> None:
+        if not self._may_write(repository):
+            return
         modes = [
             {
                 "path": file["path"],
@@ -165,7 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, repository: str, revision: str | None) -> None:
         if found := self._found(repository, revision):
             siblings = [{"rfilename": file} for file in found[1]]
-            self._json({"id": repository, "sha": found[0], "private": False, "tags": [], "siblings": siblings})
+            private = repository in self.hub.private
+            self._json({"id": repository, "sha": found[0], "private": private, "tags": [], "siblings": siblings})
 
     def _tree(self, repository: str, revision: str) -> None:
         if found := self._found(repository, revision):
@@ -175,6 +205,19 @@ class _Handler(BaseHTTPRequestHandler):
                     for file, data in found[1].items()
                 ]
             )
+
+    def _refs(self, repository: str) -> None:
+        refs = {"heads": {"main": self.hub.commits[repository][-1][0]}, "tags": self.hub.tags.get(repository, {})}
+        branches, tags = (
+            [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid} for name, oid in named.items()]
+            for kind, named in refs.items()
+        )
+        self._json({"branches": branches, "converts": [], "tags": tags})
+
+    def _tag(self, repository: str, revision: str) -> None:
+        if found := self._found(repository, revision):
+            self.hub.tags.setdefault(repository, {})[json.loads(self.body)["tag"]] = found[0]
+            self._json({})
 
     def _resolve(self, repository: str, revision: str, file: str) -> None:
         if not (found := self._found(repository, revision)):

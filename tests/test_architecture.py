@@ -27,11 +27,12 @@ FLOORS = [
     {"zoo.tasks"},
     {"zoo.models", "zoo.callbacks"},
     {"zoo.bundle"},
-    {"zoo.hub"},
-    {"zoo.evaluation"},
-    {"zoo.lightning_cli", "zoo.demo", "zoo.cli"},
+    {"zoo.hub", "zoo.transfer"},
+    {"zoo.evaluation", "zoo.runs"},
+    {"zoo.lightning_cli", "zoo.finetuning"},
+    {"zoo.demo", "zoo.cli"},
 ]
-MAY_IMPORT_DATA = {"zoo.lightning_cli", "zoo.demo"}
+MAY_IMPORT_DATA = {"zoo.runs", "zoo.finetuning", "zoo.lightning_cli", "zoo.demo"}
 DATA_MAY_IMPORT = {"zoo.errors", "zoo.tokenizer", "zoo.batches"}
 FILES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("datamodules/*.py")])
 

@@ -1,12 +1,13 @@
 """The README and the cards say what the recipes and the stored files say."""
 
+import json
 import re
 
 import pytest
 import yaml
 
 import zoo
-from tests.conftest import ROOT
+from tests.conftest import ROOT, sentences
 from zoo import bundle, card
 from zoo.errors import UserError
 
@@ -67,6 +68,26 @@ def test_the_front_matter_is_the_hubs(tmp_path):
     assert hub_card.data.library_name == "recurrent-zoo"
 
 
+def test_a_card_for_the_hub_says_how_to_use_the_model_from_there():
+    measured = card.Measured("owner/data", "Data", "perplexity per word", training={"started_from": "me/base"})
+    here = card.render("x", card.Card(), measured)
+    there = card.render("x", card.Card(), measured, repo_id="me/y", base_model="me/base", picture=False)
+    for text, model in ((here, "x"), (there, "me/y")):
+        commands = [f'zoo.load("{model}")', f"python cli.py test {model}\n", f"python cli.py fit {model}\n"]
+        assert all(command in text for command in commands)
+        assert "- data: [Data](https://huggingface.co/datasets/owner/data)" in text
+    assert [card.front_matter(text).get("base_model") for text in (here, there)] == [None, "me/base"]
+    assert ["![learning curve](curve.png)" in text for text in (here, there)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"), [("afmck/text8", ("en", ["afmck/text8"])), ("own text", (None, None))]
+)
+def test_language_and_data_set_are_said_where_they_are_known(dataset, expected):
+    matter = card.front_matter(card.render("x", card.Card(), card.Measured(dataset, "Text", "perplexity per word")))
+    assert (matter.get("language"), matter.get("datasets")) == expected
+
+
 def test_a_partial_run_is_called_one():
     measured = card.Measured("owner/data", "Data", "perplexity per word", finished=False)
     assert "Cut short" in card.render("x", card.Card(), measured)
@@ -79,7 +100,10 @@ def test_a_card_of_another_make_is_named(tmp_path):
         card.read(tmp_path)
 
 
-def test_the_readmes_python_runs_and_uses_the_public_names():
+def test_the_readmes_python_runs_and_uses_the_public_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reviews = [{"text": f"{sentence} .", "stars": len(sentence) % 2} for sentence in sentences(60, seed=1)]
+    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(review) + "\n" for review in reviews))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert examples

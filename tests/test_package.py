@@ -1,5 +1,6 @@
 """What a user gets who installs the package, or types the README's first command."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -45,17 +46,11 @@ def test_the_demo_runs_and_learns_something(capsys, tmp_path, monkeypatch):
     shakespeare = tmp_path / "shakespeare.txt"
     shakespeare.write_text(demo.TINY_SHAKESPEARE.read_text()[:100_000])
     monkeypatch.setattr(demo, "TINY_SHAKESPEARE", shakespeare)
-    demo.run(seconds=300, updates=60)
+    demo.run(epochs=1)
     output = capsys.readouterr().out
-    for part in (
-        "zaremba-small-ptb",
-        "third",
-        "the president of the company",
-        "% of the words are <unk>",
-        "before:",
-        "after:",
-    ):
+    for part in ("zaremba-small-ptb", "third", "the president of the company", "% of the words are <unk>"):
         assert part in output
-    bits = float(output.split(" bits per character over ")[0].split()[-1])
-    assert 2 < bits < 5  # log2 of the alphabet is 6
-    assert [path.name for path in tmp_path.iterdir()] == ["shakespeare.txt"]
+    before, after = re.search(r"predictions of test: (\S+) before, (\S+) after", output).groups()
+    assert float(after) < 0.8 * float(before)
+    assert "shakespeare: my lord" in output
+    assert {path.name for path in tmp_path.iterdir()} == {"shakespeare.txt", "logs"}

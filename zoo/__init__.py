@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zoo import evaluation as evaluation
     from zoo import models as models
+    from zoo.finetuning import finetune as finetune
+    from zoo.finetuning import finetune_classifier as finetune_classifier
     from zoo.hub import build as build
     from zoo.hub import load as load
     from zoo.hub import names as names
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from zoo.regularisers import Zoneout as Zoneout
 
 _HOME = {
+    **dict.fromkeys(("finetune", "finetune_classifier"), "zoo.finetuning"),
     **dict.fromkeys(("names", "load", "build"), "zoo.hub"),
     **dict.fromkeys(("BatchNormLSTM", "GRU", "LSTM", "LayerNormLSTM", "RNN"), "zoo.layers"),
     **dict.fromkeys(

@@ -1,6 +1,6 @@
 """What the tasks read at a time."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -18,8 +18,18 @@ class FreshWindow(NamedTuple):
     """Token ids, (T, B): the inputs one step later."""
 
 
-Labelled = tuple[Tensor, Tensor]
-"""(inputs, labels): sequences (T, B, D), and the number of each one's class (B,)."""
+class Texts(NamedTuple):
+    """Texts filled up at their ends."""
+
+    tokens: Tensor
+    """Token ids, (T, B)."""
+
+    lengths: Tensor
+    """How many tokens each text has, (B,)."""
+
+
+Labelled = tuple[Any, Tensor]
+"""(inputs, labels): sequences (T, B, D) or `Texts`, and the number of each one's class (B,)."""
 
 Translated = tuple[Tensor, Tensor]
 """(sources, targets): symbol ids, (S, B) and (T, B); sources are filled up on the left, targets on the right."""

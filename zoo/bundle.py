@@ -1,7 +1,8 @@
 """The published folder of a model: written whole or not at all, read strictly and safely.
 
 `config.yaml` (the recipe), `README.md` (the card), `model.safetensors` (float16; shards with an index above 90 MB),
-`tokenizer.json`, `curve.csv`, `curve.png`, and `SHA256SUMS` over recipe, tokenizer and weights.
+`tokenizer.json`, of a classifier of texts `labels.json`, `curve.csv`, `curve.png`, and `SHA256SUMS` over all but card and
+curve.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.files import CARD, INDEX, RECIPE, SHARDS, SUMS, TOKENIZER, WEIGHTS, has_weights
-from zoo.tasks import LanguageModel, Task
+from zoo.files import CARD, INDEX, LABELS, RECIPE, SHARDS, SUMS, TOKENIZER, WEIGHTS, has_weights
+from zoo.tasks import Task
 from zoo.tokenizer import Tokenizer
 
 SHARD_BYTES = 90_000_000
@@ -100,20 +101,43 @@ def build(folder: Path) -> Task:
     does not take.
     """
     file = folder / RECIPE
-    recipe = _read(folder)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Task, "model", required=True)
-    try:
-        model: Task = parser.instantiate(parser.parse_object({"model": recipe["model"]})).model
-    except (ArgumentError, ValueError) as error:
-        raise UserError(f"{file}: {error}") from error
-    tokenizer = folder / TOKENIZER
-    if isinstance(model, LanguageModel) and tokenizer.exists():
+    model = instantiate(_read(folder)["model"], file)
+    load_vocabulary(model, folder)
+    return model
+
+
+def load_vocabulary(model: Task, folder: Path) -> None:
+    """Gives the model the folder's tokenizer and the names of its classes, where it has them."""
+    tokenizer, labels = folder / TOKENIZER, folder / LABELS
+    if tokenizer.exists():
         model.tokenizer = Tokenizer.from_file(tokenizer)
         if model.tokenizer.vocab_size != model.vocab_size:
             raise UserError(
-                f"{tokenizer} has {model.tokenizer.vocab_size:,} types and {file} builds a model for {model.vocab_size:,}"
+                f"{tokenizer} has {model.tokenizer.vocab_size:,} types and {folder / RECIPE} builds a model for "
+                f"{model.vocab_size:,}"
             )
+    if labels.exists():
+        model.labels = _labels(labels)
+
+
+def _labels(file: Path) -> list[str]:
+    try:
+        labels = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is no list of names: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{file} is no list of names: {labels!r}")
+    return labels
+
+
+def instantiate(section: dict[str, Any], file: Path) -> Task:
+    """The model of a recipe's `model` section, which stands in `file`, with fresh weights."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Task, "model", required=True)
+    try:
+        model: Task = parser.instantiate(parser.parse_object({"model": section})).model
+    except (ArgumentError, ValueError) as error:
+        raise UserError(f"{file}: {error}") from error
     return model
 
 
@@ -147,7 +171,7 @@ def verify(folder: Path) -> None:
             raise UserError(f"{folder} is incomplete: {name} is missing")
         if (found := _sha256(folder / name)) != digest:
             raise UserError(f"{folder / name} was changed: its sha256 is {found}, {SUMS} says {digest}")
-    needed = {path.name for path in (folder / RECIPE, folder / TOKENIZER, folder / INDEX) if path.exists()}
+    needed = {name for name in (RECIPE, TOKENIZER, LABELS, INDEX) if (folder / name).exists()}
     for name in sorted(needed | {path.name for path in _weight_files(folder)} - expected.keys()):
         if name not in expected:
             what = "is not listed in" if (folder / name).exists() else "is missing, and not listed in"
@@ -200,7 +224,14 @@ def stored_weights(model: Task) -> dict[str, Tensor]:
 
 
 def write(
-    folder: Path, weights: dict[str, Tensor], *, recipe: str, card: str, tokenizer: Tokenizer | None, curve: list[Path]
+    folder: Path,
+    weights: dict[str, Tensor],
+    *,
+    recipe: str,
+    card: str,
+    tokenizer: Tokenizer | None,
+    curve: list[Path],
+    labels: list[str] | None = None,
 ) -> None:
     """Writes the whole folder aside and then renames it; where that fails, what stood there stays as it was."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +244,9 @@ def write(
         (new / CARD).write_text(card, encoding="utf-8")
         if tokenizer is not None:
             (new / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-        summed = [RECIPE, TOKENIZER, INDEX, *sorted(file.name for file in new.glob(SHARDS))]
+        if labels is not None:
+            (new / LABELS).write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
+        summed = [RECIPE, TOKENIZER, LABELS, INDEX, *sorted(file.name for file in new.glob(SHARDS))]
         lines = [f"{_sha256(new / name)}  {name}\n" for name in summed if (new / name).exists()]
         (new / SUMS).write_text("".join(lines), encoding="utf-8")
         for file in curve:

@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -193,6 +194,31 @@ class DropoutCurriculum(Callback):
     def _finish(self) -> None:
         if self._schedule is not None:
             self._schedule.finish()
+
+
+class GradualUnfreezing(Callback):
+    """Trains the last of the model's `layer_groups` alone in the first epoch, and one more in each epoch that follows.
+
+    Howard and Ruder 2018, arXiv 1801.06146, section 3.3.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._train_upper(pl_module, trainer.current_epoch + 1)  # Lightning starts no epoch that it resumes
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._train_upper(pl_module, trainer.current_epoch + 1)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._train_upper(pl_module, sys.maxsize)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._train_upper(pl_module, sys.maxsize)
+
+    def _train_upper(self, model: LightningModule, count: int) -> None:
+        assert isinstance(model, Task)
+        for depth, group in enumerate(reversed(model.layer_groups())):
+            for parameter in group:
+                parameter.requires_grad_(depth < count)
 
 
 class PredictionFile(Callback):

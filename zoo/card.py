@@ -16,6 +16,7 @@ from zoo.errors import UserError
 from zoo.files import CARD, RECIPE, SUMS, has_weights
 
 ARXIV = "https://arxiv.org/abs/"
+DATASETS = "https://huggingface.co/datasets/"
 
 SUMMED = "the negative log-likelihood is summed in float64 over every predicted token and divided once"
 STREAMED = f"each split read as one stream with the state carried through; {SUMMED}"
@@ -42,6 +43,12 @@ _TEXT = Kind(
     'print(model.generate("the company said", tokens=30, seed=1))',
 )
 _KINDS = {
+    "texts": Kind(
+        ("text-classification",),
+        "text-classification",
+        "Text classification",
+        'print(model.classify("a film to remember"))',
+    ),
     "accuracy": Kind(
         ("image-classification", "sequential-mnist"),
         "image-classification",
@@ -55,11 +62,15 @@ _KINDS = {
         'print(model.answer("12+34"))',
     ),
 }
-"""By the metric, where it is not a language model's."""
+"""By the material, else by the metric, where it is not a language model's."""
+
+_ENGLISH = {"ptb-text-only/ptb_text_only", "Salesforce/wikitext", "afmck/text8"}
+"""Data sets of English text."""
 
 
 def _kind(card: "Card", measured: "Measured | None") -> Kind:
-    return _KINDS.get(_metric_name(measured.metric if measured else card.metric), _TEXT)
+    by_metric = _KINDS.get(_metric_name(measured.metric if measured else card.metric), _TEXT)
+    return _KINDS.get(measured.material, by_metric) if measured else by_metric
 
 
 def _metric_name(metric: str) -> str:
@@ -140,6 +151,9 @@ class Measured:
     protocol: str = STREAMED
     """How the results were measured."""
 
+    material: str = ""
+    """What was predicted, where the metric does not tell."""
+
 
 @dataclass
 class Entry:
@@ -194,12 +208,25 @@ def front_matter(text: str) -> dict[str, Any]:
     return yaml.safe_load(parts[1]) or {} if len(parts) == 3 and not parts[0] else {}
 
 
-def render(name: str, card: Card, measured: Measured | None) -> str:
-    """The text of README.md."""
-    return f"---\n{_front_matter(name, card, measured)}---\n\n{_body(name, card, measured)}"
+def render(
+    name: str,
+    card: Card,
+    measured: Measured | None,
+    *,
+    repo_id: str | None = None,
+    base_model: str | None = None,
+    picture: bool = True,
+) -> str:
+    """The text of README.md, for the model's folder here or for the Hub repository `repo_id`.
+
+    `base_model` is the repository of the model that the training started from; `picture` says whether there is one of the
+    learning curve.
+    """
+    matter = _front_matter(name, card, measured, base_model)
+    return f"---\n{matter}---\n\n{_body(name, card, measured, repo_id, picture)}"
 
 
-def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
+def _front_matter(name: str, card: Card, measured: Measured | None, base_model: str | None) -> str:
     kind = _kind(card, measured)
     matter: dict[str, Any] = {
         "library_name": "recurrent-zoo",
@@ -223,7 +250,9 @@ def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
             for result in measured.results
         ]
         matter |= {
+            **({"language": "en"} if measured.dataset in _ENGLISH else {}),
             **({"datasets": [measured.dataset]} if "/" in measured.dataset else {}),
+            **({"base_model": base_model} if base_model else {}),
             "pipeline_tag": kind.pipeline,
             "model-index": [{"name": name, "results": results}],
             "measured": {
@@ -231,6 +260,7 @@ def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
                 "dataset_name": measured.dataset_name,
                 "metric": measured.metric,
                 **({"protocol": measured.protocol} if measured.protocol != STREAMED else {}),
+                **({"material": measured.material} if measured.material in _KINDS else {}),
                 "finished": measured.finished,
                 "training": measured.training,
                 **({"evaluations": [asdict(each) for each in measured.evaluations]} if measured.evaluations else {}),
@@ -239,7 +269,8 @@ def _front_matter(name: str, card: Card, measured: Measured | None) -> str:
     return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
 
 
-def _body(name: str, card: Card, measured: Measured | None) -> str:
+def _body(name: str, card: Card, measured: Measured | None, repo_id: str | None, picture: bool) -> str:
+    model = repo_id or name
     paragraphs = [f"# {name}", f"{card.title}."] if card.title else [f"# {name}"]
     if card.paper:
         link = f", [arXiv {card.arxiv}]({ARXIV}{card.arxiv})" if card.arxiv else ""
@@ -249,19 +280,24 @@ def _body(name: str, card: Card, measured: Measured | None) -> str:
     elif not measured.finished:
         whose = "the paper's model" if card.paper else "a finished model"
         paragraphs.append(f"**Cut short: the run stopped before its schedule ended; these weights are not {whose}.**")
-    paragraphs.append(_numbers(name, card, measured))
+    paragraphs.append(_numbers(model, card, measured))
     if measured and measured.evaluations:
-        paragraphs += ["## Scored in other ways", _evaluations(name, measured)]
+        paragraphs += ["## Scored in other ways", _evaluations(model, measured)]
     if card.notes:
         paragraphs += ["## Choices", "\n".join(f"- {note}" for note in card.notes)]
-    paragraphs += ["## Use", _use(name, _kind(card, measured), measured is not None)]
+    paragraphs.append("## Use")
+    if repo_id:
+        paragraphs.append("In a checkout of Recurrent Zoo, recurrent networks of 2014 to 2018 in PyTorch Lightning:")
+    paragraphs.append(_use(model, _kind(card, measured), measured is not None))
     if measured:
-        facts = "\n".join(f"- {fact.replace('_', ' ')}: {value}" for fact, value in measured.training.items())
-        paragraphs += ["## Training", facts, "![learning curve](curve.png)"]
+        data = f"[{measured.dataset_name}]({DATASETS}{measured.dataset})"
+        facts = {"data": data if "/" in measured.dataset else measured.dataset_name, **measured.training}
+        bullets = "\n".join(f"- {fact.replace('_', ' ')}: {value}" for fact, value in facts.items())
+        paragraphs += ["## Training", bullets, *(["![learning curve](curve.png)"] if picture else [])]
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _numbers(name: str, card: Card, measured: Measured | None) -> str:
+def _numbers(model: str, card: Card, measured: Measured | None) -> str:
     ours = {result.split: result for result in measured.results} if measured else {}
     metric = measured.metric if measured else card.metric
     decimals = 3 if metric.startswith("bits") else 2
@@ -279,30 +315,31 @@ def _numbers(name: str, card: Card, measured: Measured | None) -> str:
     if measured and measured.results:
         lines.append(
             f"This file: measured on the stored float16 weights, {measured.protocol}. "
-            f"`python cli.py test {name}` repeats the test number."
+            f"`python cli.py test {model}` repeats the test number."
         )
     return "\n\n".join(lines)
 
 
-def _evaluations(name: str, measured: Measured) -> str:
+def _evaluations(model: str, measured: Measured) -> str:
     rows = [f"| {measured.metric} | validation | test |", "|---|---|---|"]
     commands = []
     for each in measured.evaluations:
         values = {result.split: result.value for result in each.results}
         rows.append(f"| {each.title} | {number(values.get('validation'))} | {number(values.get('test'))} |")
-        commands.append(f"python cli.py test {name} {each.options}")
+        commands.append(f"python cli.py test {model} {each.options}")
     chosen = any("--evaluation" in each.options for each in measured.evaluations)
     text = "The constants were chosen on the validation text alone." if chosen else ""
     notes = "\n".join(f"- {each.title}: {each.note}" for each in measured.evaluations if each.note)
     return "\n\n".join(filter(None, ["\n".join(rows), text, notes, "```\n" + "\n".join(commands) + "\n```"]))
 
 
-def _use(name: str, kind: Kind, weights: bool) -> str:
+def _use(model: str, kind: Kind, weights: bool) -> str:
+    fit = f"python cli.py fit {model}"
     if not weights:
-        return f"```\npython cli.py fit --config checkpoints/{name}/config.yaml\n```"
+        return f"```\n{fit}\n```"
     return (
-        f'```python\nimport zoo\n\nmodel = zoo.load("{name}")\n{kind.use}\n```\n\n'
-        f"```\npython cli.py test {name}\npython cli.py fit --config checkpoints/{name}/config.yaml\n```"
+        f'```python\nimport zoo\n\nmodel = zoo.load("{model}")\n{kind.use}\n```\n\n'
+        f"```\npython cli.py test {model}\n{fit}\n```"
     )
 
 

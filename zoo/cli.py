@@ -7,7 +7,7 @@ import codecs
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
@@ -24,6 +24,10 @@ _TRAINER_COMMANDS = {
     "test": "measure a model on the test text: test NAME",
     "predict": "write the surprisal of every token of the test text: predict NAME",
 }
+
+_FINETUNE = (
+    "train a pretrained model on a text of one's own, or to name its class: finetune NAME --corpus PATH --output DIR"
+)
 
 _BLOCK = 1 << 14
 
@@ -142,23 +146,39 @@ def generate(
         print(text.replace("\n", "\\n"))
 
 
-def publish(name: str, *, repo_id: str, private: bool = False, partial: bool = False) -> None:
-    """Uploads a model's folder to the Hugging Face Hub.
+def publish(
+    name: str,
+    *,
+    repo_id: str,
+    tag: str | None = None,
+    license: str | None = None,
+    private: bool = False,
+    partial: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Uploads a model's folder to the Hugging Face Hub, and reads it back.
 
     Args:
         name: A model's name or folder; it must have weights.
         repo_id: The Hub repository, owner/name; created where there is none.
-        private: Create it as a private one.
+        tag: Name the commit, such as v1.
+        license: What the card says, by the Hub's abbreviation (default: the recipe's card.license).
+        private: Create the repository as a private one.
         partial: Publish a run that was cut short, too.
+        dry_run: Check everything and say what would be uploaded; needs neither network nor token.
     """
-    commit = hub.publish(name, repo_id, private=private, partial=partial)
-    name = hub.find(name).name
-    print(f"published {name} as {repo_id} at commit {commit}")
+    if dry_run:
+        planned = hub.prepare(name, repo_id, tag=tag, license=license, partial=partial)
+        print(f"checked, and nothing uploaded; this would publish {planned}", end="")
+        return
+    commit = hub.publish(name, repo_id, tag=tag, license=license, private=private, partial=partial)
+    name, tagged = hub.find(name).name, f", tagged {tag}" if tag else ""
+    print(f"published {name} as {repo_id} at commit {commit}{tagged}; every file was read back")
     print(f'to load it by its short name, add to PUBLISHED in zoo/hub.py: "{name}": ("{repo_id}", "{commit}"),')
 
 
 def demo() -> None:
-    """Two minutes of everything: models, scores, generated text, a small training run."""
+    """Two minutes of everything: models, scores, generated text, and one model fine-tuned."""
     from zoo.demo import run
 
     run()
@@ -182,6 +202,16 @@ def main(argv: list[str] | None = None) -> None:
             from zoo.lightning_cli import run
 
             run(command, rest)
+        elif command == "finetune":
+            from jsonargparse import auto_cli
+
+            from zoo.finetuning import finetune, finetune_classifier
+            from zoo.runs import hush
+
+            chosen: dict[str, Callable[..., object]] = {"language": finetune, "classification": finetune_classifier}
+            task, rest = _task(rest, chosen)
+            hush()
+            print(auto_cli(chosen[task], args=rest, prog=f"{Path(sys.argv[0]).name} {command} --task {task}"))
         elif command in _COMMANDS:
             from jsonargparse import auto_cli
 
@@ -198,9 +228,25 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(1) from error
 
 
+def _task(arguments: list[str], tasks: Iterable[str]) -> tuple[str, list[str]]:
+    """What `--task` says, language where it is not there, and the other arguments: each task has options of its own."""
+    task, rest = "language", []
+    remaining = iter(arguments)
+    for argument in remaining:
+        option, equals, value = argument.partition("=")
+        if option == "--task":
+            task = value if equals else next(remaining, "")
+        else:
+            rest.append(argument)
+    if task not in tasks:
+        raise UserError(f"task is {task!r}; it must be {' or '.join(tasks)}")
+    return task, rest
+
+
 def _usage() -> str:
     plain = {name: (function.__doc__ or "").splitlines()[0].rstrip(".") for name, function in _COMMANDS.items()}
-    lines = [f"  {name:<10}{text}" for name, text in {**_TRAINER_COMMANDS, **plain}.items()]
+    every = {**_TRAINER_COMMANDS, "finetune": _FINETUNE, **plain}
+    lines = [f"  {name:<10}{text}" for name, text in every.items()]
     return "\n".join(
         [
             f"usage: {Path(sys.argv[0]).name} COMMAND [--help] ...",

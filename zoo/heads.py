@@ -1,10 +1,11 @@
-"""Softmaxes: from a layer's outputs to the logits of every token."""
+"""Heads: from a layer's outputs to the logits of every token, or of a text's class."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax
 
 from zoo.regularisers import GaussianWeightNoise, LockedDropout
+from zoo.regularisers.base import dropout_probability
 
 
 class TiedSoftmax(nn.Module):
@@ -45,6 +46,40 @@ class NoisySoftmax(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.noise.noisy(self.weight), self.bias)
+
+
+class ConcatPooling(nn.Module):
+    """A classifier of texts: two layers on a text's last, greatest and mean outputs.
+
+        [h(L), max over t of h(t), mean over t of h(t)] -> norm, dropout, linear, ReLU -> norm, dropout, linear
+
+    t from 1 to the text's own length L; the norms are batch norms. Howard and Ruder 2018, arXiv 1801.06146, section 3.3.
+
+    Outputs (T, B, input_size) and lengths (B,) -> logits (B, num_classes).
+    """
+
+    def __init__(
+        self, input_size: int, num_classes: int, hidden_size: int, input_dropout: float, hidden_dropout: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.BatchNorm1d(3 * input_size),
+            nn.Dropout(dropout_probability("input_dropout", input_dropout)),
+            nn.Linear(3 * input_size, hidden_size),
+            nn.ReLU(),
+            nn.BatchNorm1d(hidden_size),
+            nn.Dropout(dropout_probability("hidden_dropout", hidden_dropout)),
+            nn.Linear(hidden_size, num_classes),
+        )
+
+    def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        steps, batch = hidden.shape[:2]
+        within = (torch.arange(steps, device=hidden.device).unsqueeze(1) < lengths).unsqueeze(-1)
+        last = hidden[lengths - 1, torch.arange(batch, device=hidden.device)]
+        greatest = hidden.masked_fill(~within, -torch.inf).amax(0)
+        mean = (hidden * within).sum(0) / lengths.unsqueeze(1)
+        logits: Tensor = self.layers(torch.cat([last, greatest, mean], -1))
+        return logits
 
 
 class MixtureOfSoftmaxes(nn.Module):

@@ -1,13 +1,19 @@
 """From a name to a folder, and from a folder to the Hub."""
 
 import difflib
+import hashlib
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from zoo.errors import UserError
-from zoo.files import INDEX, PATTERNS, RECIPE, SHARDS
+from zoo.files import CARD, PATTERNS, RECIPE
 
 if TYPE_CHECKING:
     from zoo.tasks import Task
@@ -27,6 +33,23 @@ class Found:
 
     folder: Path
     from_hub: bool = False
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A model as it is to lie on the Hub."""
+
+    name: str
+    repo_id: str
+    tag: str | None
+    files: dict[str, bytes]
+    """By their names: the folder's own, and the card, which is written for the repository."""
+
+    def __str__(self) -> str:
+        """The files with their sizes in bytes, and the card's front matter."""
+        title = f"{self.name} as {self.repo_id}{f', tagged {self.tag}' if self.tag else ''}:"
+        sizes = [f"{len(content):>13,}  {file}" for file, content in self.files.items()]
+        return "\n".join([title, *sizes, f"{CARD} begins:", self.files[CARD].decode().split("---\n")[1]])
 
 
 def _homes() -> list[Path]:
@@ -74,12 +97,17 @@ def find(name: str, revision: str | None = None) -> Found:
         return Found(name, _download(repository, revision or commit), from_hub=True)
     if path.is_dir():
         raise UserError(f"{name} is a folder but no model: it has no {RECIPE}")
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.parent.is_dir():
+    if _may_be_repository(name):
         return Found(path.name, _download(name, revision), from_hub=True)
     close = difflib.get_close_matches(path.name, names(), n=3, cutoff=0.4)
     known = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names()) or 'none'}."
     places = ", ".join(map(str, _homes()))
     raise UserError(f"no model {name!r}: {known} Looked in {places}; ${CHECKPOINTS_VARIABLE} may name another folder")
+
+
+def _may_be_repository(name: str) -> bool:
+    """Whether it is written owner/name and owner is no folder here."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not _path(name).parent.is_dir()
 
 
 def _download(repository: str, revision: str | None) -> Path:
@@ -111,35 +139,129 @@ def build(name: str, revision: str | None = None) -> "Task":
     return bundle.build(find(name, revision).folder)
 
 
-def publish(name: str, repository: str, *, private: bool = False, partial: bool = False) -> str:
-    """Uploads the folder of `name` to a Hub repository (created where there is none) and returns the commit.
+def prepare(
+    name: str, repo_id: str, *, tag: str | None = None, license: str | None = None, partial: bool = False
+) -> Publication:
+    """What `publish` would upload, without a network and a token; the folder stays as it is.
 
-    Raises `UserError` where the folder is no trained model, is damaged, holds a run that was cut short (unless `partial`),
-    or where the Hub refuses.
+    Raises `UserError` where `repo_id` or `tag` is malformed, or the folder is no trained model, is damaged, has a card
+    without measurements or without a licence, or holds a run that was cut short (unless `partial`).
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     from zoo import bundle, card
 
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"repo_id is {repo_id!r}; owner/name is expected: {error}") from error
+    if "/" not in repo_id:
+        raise UserError(f"repo_id is {repo_id!r}; owner/name is expected, such as your-account/{repo_id}")
+    if tag is not None and not re.fullmatch(r"\w[\w.-]*", tag):
+        raise UserError(f"tag is {tag!r}; letters, digits, '.', '-' and '_' are expected, such as v1")
     found = find(name)
     bundle.verify(found.folder)
-    measured = card.read(found.folder).measured
-    if measured and not measured.finished and not partial:
+    entry = card.read(found.folder)
+    measured = entry.measured
+    if measured is None:
+        raise UserError(f"{found.folder / CARD} says nothing of the training; the card that fit writes is expected")
+    if not measured.finished and not partial:
         raise UserError(f"{found.folder} holds a run that was cut short; partial=true publishes it nevertheless")
-    api = HfApi()
-    try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=found.folder,
-            allow_patterns=PATTERNS,
-            delete_patterns=[SHARDS, INDEX],
-            commit_message=f"Recurrent Zoo: {found.name}",
+    described = replace(entry.card, license=license or entry.card.license)
+    if not described.license:
+        raise UserError(
+            f"card.license is not set in {found.folder / RECIPE}, and a published model needs a licence: give license, "
+            "by the Hub's abbreviation, such as mit; for the next training set it in the recipe"
         )
+    files = {file.name: file.read_bytes() for pattern in PATTERNS for file in found.folder.glob(pattern)}
+    text = card.render(
+        found.name,
+        described,
+        measured,
+        repo_id=repo_id,
+        base_model=_repository(measured.training.get("started_from", "")),
+        picture="curve.png" in files,
+    )
+    return Publication(found.name, repo_id, tag, dict(sorted({**files, CARD: text.encode()}.items())))
+
+
+def _repository(name: str) -> str | None:
+    """Where on the Hub the model of that name lies, as far as the name says."""
+    if name in PUBLISHED:
+        return PUBLISHED[name][0]
+    return name if _may_be_repository(name) else None
+
+
+def publish(
+    name: str,
+    repo_id: str,
+    *,
+    tag: str | None = None,
+    license: str | None = None,
+    private: bool = False,
+    partial: bool = False,
+) -> str:
+    """Uploads the folder of `name` to a Hub repository (created where there is none) and returns the commit.
+
+    The card is written for the repository, with `license` in the place of the recipe's own. Every file is read back from
+    the commit, which is then tagged. What an earlier model left in the repository goes. Raises `UserError` as `prepare`
+    does, and where `tag` exists, `private` is asked of a public repository, the Hub refuses, or what it returns is not
+    what was sent.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    publication = prepare(name, repo_id, tag=tag, license=license, partial=partial)
+    api = HfApi(token=True)  # a missing token is an error here, before any request
+    with _hub_errors(f"{repo_id} could not be written"):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        there = api.model_info(repo_id)
+        if private and not there.private:
+            raise UserError(f"private is true, and {repo_id} exists and is public: make it private, or name another")
+        if tag is not None:
+            refs = api.list_repo_refs(repo_id)
+            if tag in {ref.name for ref in [*refs.tags, *refs.branches]}:
+                raise UserError(f"{repo_id} has a tag or branch {tag!r}: give another tag; nothing was uploaded")
+        stale = {file.rfilename for file in there.siblings or []} - publication.files.keys()
+        commit: str = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(file, content) for file, content in publication.files.items()),
+                *(CommitOperationDelete(file) for file in stale if any(fnmatch(file, like) for like in PATTERNS)),
+            ],
+            commit_message=f"Recurrent Zoo: {publication.name}",
+        ).oid
+    published = f"{repo_id} was written at commit {commit}, but"
+    with _hub_errors(f"{published} could not be read back"), TemporaryDirectory() as cache:
+        copy = Path(
+            api.snapshot_download(repo_id, revision=commit, cache_dir=cache, allow_patterns=list(publication.files))
+        )
+        for file, content in publication.files.items():
+            sent, read = (hashlib.sha256(data).hexdigest() for data in (content, (copy / file).read_bytes()))
+            if read != sent:
+                raise UserError(f"{published} {file} comes back with the sha256 {read}, {sent} was sent: do not use it")
+    if tag is not None:
+        with _hub_errors(f"{published} could not be tagged {tag}"):
+            api.create_tag(repo_id, tag=tag, revision=commit)
+    return commit
+
+
+@contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    """Turns what the Hub's client raises into a `UserError` that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    try:
+        yield
+    except UserError:
+        raise
     except LocalTokenNotFoundError as error:
         raise UserError("publishing needs a Hub token: 'hf auth login', or HF_TOKEN; nothing was uploaded") from error
-    except (httpx.HTTPError, HFValidationError, OSError) as error:
-        raise UserError(f"{repository} could not be written: {error}") from error
-    return commit.oid
+    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:  # ValueError: a card that the Hub refuses
+        advice = {
+            401: "the Hub does not accept the token; log in anew with 'hf auth login', or set HF_TOKEN. ",
+            403: "the token may not write there; its role must be 'write', the owner you or your organisation. ",
+        }
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        raise UserError(f"{what}: {advice.get(status, '')}{' '.join(str(error).split())}") from error

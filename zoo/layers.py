@@ -1,6 +1,7 @@
 """Recurrent layers: parameters and regularisers over `zoo.kernels`."""
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,6 +144,14 @@ class Recurrent(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.uniform_(parameter, -bound, bound)
+
+    def parameters_by_layer(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer of the stack, the lowest first; learned initial states go with the lowest."""
+        groups: list[list[nn.Parameter]] = [[] for _ in range(self.num_layers)]
+        for name, parameter in self.named_parameters():
+            layer = re.search(r"_l(\d+)(_reverse)?$", name)
+            groups[int(layer[1]) if layer else 0].append(parameter)
+        return groups
 
     def weights(self, layer: int, direction: int = 0) -> Weights:
         """The weights of a layer, without noise, as `zoo.functional` takes them; direction 1 is the reverse one."""

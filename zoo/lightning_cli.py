@@ -1,33 +1,30 @@
 """fit, validate, test and predict: LightningCLI over recipes and names."""
 
 import json
-import logging
 import re
 import sys
-import warnings
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
 import yaml
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from datamodules import LabelledText
 from datamodules.stream import Stream
-from datamodules.text import Batching, Split, TextDataModule
-from zoo import bundle, card, hub
-from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder, write_curve
+from datamodules.text import Split, TextDataModule
+from zoo import bundle, card, hub, runs
+from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder
 from zoo.errors import UserError
 from zoo.evaluation import Evaluation
-from zoo.files import RECIPE, TOKENIZER
-from zoo.provenance import commit, hardware
+from zoo.files import RECIPE
+from zoo.provenance import commit
+from zoo.runs import LOGS, hush, last_checkpoint, loggers, trainer_defaults
 from zoo.tasks import LanguageModel, Task
-from zoo.tokenizer import Tokenizer
 
-LOGS = Path("logs")
+CHANGED = "Trained with options beside the recipe; `config.yaml` here holds what was used."
 
 # The options that change neither the model nor its numbers.
 _INCIDENTAL = re.compile(
@@ -42,16 +39,6 @@ def run(command: str, arguments: list[str]) -> None:
     # Lightning starts further processes with sys.argv, which must therefore hold the expanded arguments.
     sys.argv[1:] = [command, *expand(command, arguments)]
     ZooCLI(command)
-
-
-def hush() -> None:
-    """Keeps what Lightning says of itself, and nothing of the run, off the screen."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-
-
-def _worth_reading(record: logging.LogRecord) -> bool:
-    return not re.search("Tip:|already configured with model summary|`weights_only` was not set", record.getMessage())
 
 
 def expand(command: str, arguments: list[str]) -> list[str]:
@@ -96,18 +83,13 @@ class ZooCLI(LightningCLI):
     def __init__(self, command: str) -> None:
         self._command = command
         self.best: BestWeights | None = None
-        metal = torch.backends.mps.is_available()  # which has no float64, and so no exact sums
         super().__init__(
             Task,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={
-                "default_root_dir": str(LOGS),
-                "devices": 1,
-                **({"accelerator": "cpu"} if metal else {}),
-            },
+            trainer_defaults=trainer_defaults(),
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -139,7 +121,7 @@ class ZooCLI(LightningCLI):
             self.recipe, self.recipe_changed = self._recipe_text()
         checkpoint = config.get("ckpt_path")
         if checkpoint == "last":
-            config.ckpt_path = str(_last_checkpoint(self.name))
+            config.ckpt_path = str(last_checkpoint(self.name))
         elif checkpoint is not None and not Path(checkpoint).is_file():
             if self._command == "fit":
                 raise UserError(
@@ -197,10 +179,9 @@ class ZooCLI(LightningCLI):
     def _take_weights(self, folder: Path) -> None:
         bundle.verify(folder)
         bundle.load_weights(self.model, folder)
-        if isinstance(self.model, LanguageModel) and (folder / TOKENIZER).exists():
-            self.model.tokenizer = Tokenizer.from_file(folder / TOKENIZER)
-            if isinstance(self.datamodule, TextDataModule) and not self.datamodule.given_tokenizer:
-                self.datamodule.tokenizer = self.model.tokenizer
+        bundle.load_vocabulary(self.model, folder)
+        if isinstance(self.datamodule, TextDataModule | LabelledText) and not self.datamodule.given_tokenizer:
+            self.datamodule.tokenizer = self.model.tokenizer
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
@@ -220,8 +201,7 @@ class ZooCLI(LightningCLI):
                 self.best = BestWeights()
                 callbacks.append(self.best)
             if trainer.logger in (None, True):
-                board = TensorBoardLogger(LOGS, self.name)
-                kwargs["logger"] = [CSVLogger(LOGS, self.name, version=board.version), board]
+                kwargs["logger"] = loggers(self.name)
             if trainer.enable_checkpointing is False:
                 self._parser(self._command).callback_keys.remove("checkpoint")
         else:
@@ -241,51 +221,26 @@ class ZooCLI(LightningCLI):
         trainer, options = self.trainer, self._get(self.config, "trainer")
         if options.fast_dev_run:
             return
-        whole = _whole(options.limit_train_batches) and not options.overfit_batches and trainer.max_steps == -1
-        finished = whole and (trainer.current_epoch == trainer.max_epochs or self.model.ended)
-        training = {
-            "epochs": trainer.current_epoch,
-            "updates": trainer.global_step,
-            "seed": self._get(self.config, "seed_everything"),
-            "seconds": round(self.curve.seconds),
-            "hardware": hardware(trainer.strategy.root_device),
-            "torch": str(torch.__version__),
-            "commit": self.commit,
-        }
+        uncut = runs.whole(options.limit_train_batches) and not options.overfit_batches and trainer.max_steps == -1
+        facts = {"seed": self._get(self.config, "seed_everything"), "commit": self.commit}
         if weights_of := self._get(self.config, "weights"):
-            training["started_from"] = weights_of
+            facts["started_from"] = weights_of
         described = card.Card(**self._get(self.config, "card").as_dict())
         if self.recipe_changed:
-            described.notes.append("Trained with options beside the recipe; `config.yaml` here holds what was used.")
-        if self.best and self.best.weights:
-            training["epoch_kept"] = self.best.epoch
-            self.model.load_state_dict(self.best.weights)
-        if finished:
-            self._estimate_population()
-        weights = bundle.stored_weights(self.model)
-        self.model.load_state_dict(weights)
-        results, evaluations = self._measure_all() if finished else ([], [])
-        measured = card.Measured(
-            dataset=getattr(self.datamodule, "dataset_id", "own text"),
-            dataset_name=getattr(self.datamodule, "dataset_name", "own text"),
-            metric=self.model.metric_unit,
-            results=results,
-            training=training,
-            finished=finished,
-            evaluations=evaluations,
-            protocol=self._protocol(),
+            described.notes.append(CHANGED)
+        measured, weights = runs.measure(
+            trainer,
+            self.model,
+            self.datamodule,
+            self.curve,
+            self.best,
+            facts,
+            finished=uncut and (trainer.current_epoch == trainer.max_epochs or self.model.ended),
         )
         folder = run_folder(trainer)
         if trainer.is_global_zero:
-            if self.curve.rows:  # again, for the run may have ended before and gone on in another folder
-                write_curve(self.curve.rows, folder)
-            bundle.write(
-                folder / self.name,
-                weights,
-                recipe=self.recipe,
-                card=card.render(self.name, described, measured),
-                tokenizer=self.model.tokenizer if isinstance(self.model, LanguageModel) else None,
-                curve=sorted(folder.glob("curve.*")),
+            runs.write(
+                folder / self.name, self.name, self.model, weights, self.recipe, described, measured, self.curve, folder
             )
             then = (
                 f"score {folder / self.name} FILE"
@@ -293,13 +248,6 @@ class ZooCLI(LightningCLI):
                 else f"test {folder / self.name}"
             )
             print(f"the model lies in {folder / self.name}; next: python cli.py {then}")
-
-    def _estimate_population(self) -> None:
-        """On the device of the training, from which Lightning has by now taken the model."""
-        own = self.model.device
-        self.model.to(self.trainer.strategy.root_device)
-        self.model.estimate_population(self.datamodule.train_dataloader())
-        self.model.to(own)
 
     def after_validate(self) -> None:
         self._report("validation")
@@ -327,50 +275,6 @@ class ZooCLI(LightningCLI):
         arguments = ", ".join(f"{name}={value!r}" for name, value in chosen.get("init_args", {}).items())
         return f", by {chosen.class_path.rsplit('.', 1)[-1]}({arguments})"
 
-    def _measure_all(self) -> tuple[list[card.Result], list[card.Evaluated]]:
-        """Both splits as the data reads them; of a text that was trained on in pieces, both in pieces and as a stream."""
-        data = self.datamodule
-        if not isinstance(data, TextDataModule) or data.batching == "stream":
-            return self._measure(), []
-        own, readings = dict(zip(("validation", "test"), data.readings, strict=True)), []
-        results: list[card.Result] = []
-        asked = data.evaluation
-        for way in get_args(Batching):
-            data.evaluation = way
-            measured = self._measure()
-            readings.append(card.Evaluated(self._in_words(way), f"--data.evaluation {way}", measured))
-            results += [result for result in measured if own[result.split] == way]
-        data.evaluation = asked
-        return sorted(results, key=lambda result: list(own).index(result.split)), readings
-
-    def _protocol(self) -> str:
-        """How the splits are read, in a card's words."""
-        data = self.datamodule
-        if not isinstance(self.model, LanguageModel):
-            return f"over all {self.model.material} of a split"
-        if not isinstance(data, TextDataModule) or set(data.readings) == {"stream"}:
-            return card.STREAMED
-        validation, test = map(self._in_words, data.readings)
-        return f"the validation text read {validation}, the test text {test}; {card.SUMMED}"
-
-    def _in_words(self, way: Batching) -> str:
-        if way == "stream":
-            return "as one stream with the state carried through"
-        return f"in pieces of {self.datamodule.bptt + 1} tokens with the state starting anew in each"
-
-    def _measure(self) -> list[card.Result]:
-        """Both splits whole; those that the options cut or leave out are left out."""
-        options = self._get(self.config, "trainer")
-        measured = []
-        for split, limit, evaluate in (
-            ("validation", options.limit_val_batches, self.trainer.validate),
-            ("test", options.limit_test_batches, self.trainer.test),
-        ):
-            if _whole(limit):
-                evaluate(self.model, datamodule=self.datamodule, verbose=False)
-                measured.append(card.Result(split, *self.model.measured[split]))
-        return measured
-
     def _recipe_text(self) -> tuple[str, bool]:
         """The recipe as it was given, comments and all; where options changed what it says, its settings, and True."""
         config = self.config[self._command]
@@ -383,6 +287,7 @@ class ZooCLI(LightningCLI):
         defaults = parser.get_defaults()["trainer"].as_dict()
         changed = {option: value for option, value in dump["trainer"].items() if value != defaults[option]}
         sections = {key: dump[key] for key in ("seed_everything", "model", "data", "card")}
+        sections["card"]["notes"].append(CHANGED)
         sections["trainer"] = {key: v for key, v in changed.items() if not _INCIDENTAL.fullmatch(f"--trainer.{key}")}
         return yaml.safe_dump(sections, sort_keys=False), True
 
@@ -413,23 +318,9 @@ class Preparation(Callback):
             model.evaluation.prepare(model, Stream(data.ids("train"), columns, steps, name="training text"))
 
 
-def _whole(limit: int | float | None) -> bool:
-    """Whether a limit of the trainer leaves all batches: 1.0 is all of them, 1 is one."""
-    return limit is None or (isinstance(limit, float) and limit == 1.0)
-
-
 def _run_name(config: Any) -> str:
     """The recipe's folder, else its file, else the model's class."""
     files = [Path(str(file)) for file in config.get("config") or [] if file is not None]
     if files:
         return files[0].resolve().parent.name if files[0].name == RECIPE else files[0].stem
     return str(config.model.class_path).rsplit(".", 1)[-1].lower()
-
-
-def _last_checkpoint(name: str) -> Path:
-    versions = (LOGS / name).glob("version_*/checkpoints/last.ckpt")
-    found = sorted(versions, key=lambda file: int(file.parts[-3].removeprefix("version_")))
-    if not found:
-        raise UserError(f"--ckpt_path last: no run of {name} under {LOGS / name} has a checkpoint")
-    print(f"going on from {found[-1]}")
-    return found[-1]

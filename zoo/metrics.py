@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassF1Score
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -95,7 +96,18 @@ class ExactMatch(Accuracy):
     unit = "exact match in %"
 
 
-METRICS = {metric.name: metric for metric in (Perplexity, BitsPerCharacter, Accuracy, ExactMatch)}
+class MacroF1(MulticlassF1Score):
+    """The mean over the classes of each one's F1, in per cent: logits or classes (B, ...), labels (B,)."""
+
+    name = "macro_f1"
+
+    def compute(self) -> Tensor:
+        return 100 * super().compute()
+
+
+METRICS: dict[str, type[Metric]] = {
+    metric.name: metric for metric in (Perplexity, BitsPerCharacter, Accuracy, ExactMatch, MacroF1)
+}
 """By the name that logs and curves have."""
 
 

@@ -340,6 +340,30 @@ class OneCycle(LRScheduler):
         )[phase]
 
 
+def slanted_triangle(update: int, updates: int, cut: float, ratio: float) -> float:
+    """The share of the highest learning rate before the given update of a run of `updates`.
+
+        (1 + p (ratio - 1)) / ratio        p = t / c up to c = floor(cut * updates), then 1 - (t - c) / (updates - c)
+
+    Up for the share `cut` of the run, then down to 1 / ratio: the slanted triangular learning rates of Howard and Ruder
+    2018, "Universal language model fine-tuning for text classification", arXiv 1801.06146, equation 3.
+    """
+    top = math.floor(cut * updates)
+    p = update / top if update < top else 1 - (update - top) / max(updates - top, 1)
+    return (1 + max(p, 0.0) * (ratio - 1)) / ratio
+
+
+def updates_per_epoch(model: LightningModule) -> int:
+    """The windows of the trainer's data module; raises `UserError` where it has none.
+
+    The trainer's own estimate would load the data before a resumed run has its position.
+    """
+    trainer: Any = model.trainer
+    if trainer.datamodule is None:
+        raise UserError("the schedule takes the length of an epoch from a data module: give the fit one (datamodule)")
+    return len(trainer.datamodule.train_dataloader())
+
+
 class Optimization(ABC):
     """How a model's weights descend: the optimiser and its schedule, as a recipe names them."""
 
@@ -491,13 +515,49 @@ class OneCycleAdam(Optimization):
             betas=(self.momentum[0], self.beta_2),
             weight_decay=self.weight_decay,
         )
-        # Not the trainer's own estimate: that loads the data before a resumed run has its position.
-        trainer: Any = model.trainer
-        if trainer.datamodule is None:
-            raise UserError(
-                "OneCycleAdam takes the length of an epoch from a data module: give the fit one (datamodule)"
-            )
-        an_epoch = len(trainer.datamodule.train_dataloader())
+        an_epoch = updates_per_epoch(model)
         first, second, third, fourth = (round(epochs * an_epoch) for epochs in self.epochs)
         schedule = OneCycle(optimizer, self.learning_rate, (first, second, third, fourth), self.div, self.momentum)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class DiscriminativeAdam(Optimization):
+    """Adam for fine-tuning: each layer group at the rate of the one above it divided by `factor`, all along one triangle.
+
+    The last of the model's `layer_groups` has the rate `learning_rate`; over all epochs of the trainer the rates follow
+    `slanted_triangle`. The best model is kept. Howard and Ruder 2018, arXiv 1801.06146, section 3.2; betas and decay are
+    those of fastai's imdb_scripts.
+    """
+
+    keeps_best = True
+
+    def __init__(
+        self,
+        learning_rate: float = 4e-3,
+        factor: float = 2.6,
+        cut: float = 0.1,
+        ratio: float = 32.0,
+        weight_decay: float = 1e-7,
+        betas: tuple[float, float] = (0.8, 0.99),
+    ) -> None:
+        if not 0 < learning_rate < math.inf:
+            raise UserError(f"learning_rate is {learning_rate}; it must be positive and finite")
+        for name, value in {"factor": factor, "ratio": ratio}.items():
+            if not 1 <= value < math.inf:
+                raise UserError(f"{name} is {value}; it must be finite and 1 or more")
+        if not 0 <= cut < 1:
+            raise UserError(f"cut is {cut}; it must lie in [0, 1)")
+        self.learning_rate, self.factor, self.cut, self.ratio = learning_rate, factor, cut, ratio
+        self.weight_decay, self.betas = weight_decay, betas
+
+    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
+        groups: list[list[Tensor]] = model.layer_groups()  # type: ignore[operator]  # of a `zoo.tasks.Task`
+        rates = (self.learning_rate / self.factor**depth for depth in reversed(range(len(groups))))
+        optimizer = Adam(
+            [{"params": group, "lr": rate} for group, rate in zip(groups, rates, strict=True)],
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+        )
+        updates = updates_per_epoch(model) * (model.trainer.max_epochs or 1)
+        schedule = LambdaLR(optimizer, lambda update: slanted_triangle(update, updates, self.cut, self.ratio))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -129,7 +129,9 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, file: Path) -> "Tokenizer":
-        """Reads a `tokenizer.json`."""
+        """Reads a `tokenizer.json`, or that of a folder."""
+        if file.is_dir():
+            file = file / "tokenizer.json"
         try:
             library = Library.from_file(str(file))
         except Exception as error:  # the library raises bare Exceptions
@@ -145,9 +147,20 @@ class Tokenizer:
         """Equal for equal vocabularies and rules."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    @property
+    def normaliser(self) -> Normaliser:
+        """The rules by which a text is rewritten before it is cut into words; "none" for characters."""
+        own = self.library.normalizer
+        rules = Tokenizer.words([UNK], "penn_treebank").library.normalizer
+        return "penn_treebank" if repr(own) == repr(rules) else "none"
+
     def encode(self, text: str) -> Ids:
         """The token ids of `text`, in the smallest unsigned type; the same as `library.encode(text).ids`."""
         return self._encode_words(text) if self.level == "word" else self._encode_characters(text)
+
+    def encode_document(self, text: str) -> Ids:
+        """A text that stands alone: between two ends of line, where the vocabulary has one."""
+        return self.encode(text if self.end_of_line_id is None else f"\n{text}\n")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text; at word level words are joined by blanks and `<eos>` breaks the line."""

@@ -10,6 +10,7 @@ from zoo.models.recurrent_batch_norm import RecurrentBatchNormLanguageModel as R
 from zoo.models.recurrent_dropout import RecurrentDropoutLSTM as RecurrentDropoutLSTM
 from zoo.models.recurrent_dropout import RNNDrop as RNNDrop
 from zoo.models.sequence_to_sequence import EncoderDecoder as EncoderDecoder
+from zoo.models.text_classifier import TextClassifier as TextClassifier
 from zoo.models.variational import VariationalLSTM as VariationalLSTM
 from zoo.models.zaremba import Zaremba as Zaremba
 from zoo.models.zoneout import ZoneoutClassifier as ZoneoutClassifier

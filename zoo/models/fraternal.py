@@ -5,7 +5,7 @@ https://github.com/kondiz/fraternal-dropout
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,6 +51,10 @@ class FraternalLSTM(LanguageModel):
         self.model, self.kappa, self.variant, self.forget = model, kappa, variant, forget
         self.optimization, self.max_norm = model.optimization, model.max_norm
         self.bptt, self.sums_steps = model.bptt, model.sums_steps
+
+    @classmethod
+    def resized(cls, arguments: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+        return arguments  # the vocabulary is the model's within
 
     def encode(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         return self.model.encode(tokens, state)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from zoo.errors import UserError
+from zoo.evaluating import evaluating
 from zoo.heads import MixtureOfSoftmaxes, NoisySoftmax, TiedSoftmax
 from zoo.initialisation import block_orthogonal_, initialise_
 from zoo.layers import Recurrent, StateNoise
@@ -147,6 +148,16 @@ class OneHotLanguageModel(LanguageModel):
         matrix_(self.softmax.weight)
         nn.init.zeros_(self.softmax.bias)
 
+    @classmethod
+    def resized(cls, arguments: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+        """Starts orthogonal where the recipe's start is block-orthogonal, which sizes that do not divide do not have."""
+        arguments = super().resized(arguments, vocab_size)
+        if layer := arguments.get("layer"):
+            arguments["layer"] = {**layer, "init_args": {**layer["init_args"], "input_size": vocab_size}}
+        if "initialisation" in arguments:
+            arguments["initialisation"] = "orthogonal"
+        return arguments
+
     def encode(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         hidden, state = self.layer(self.vectors(tokens), state)
         return hidden, state
@@ -178,7 +189,7 @@ class RecurrentClassifier(SequenceClassifier):
         initial_noise: float = 0.0,
         max_norm: float | None = None,
     ) -> None:
-        super().__init__(layer.input_size, num_classes)
+        super().__init__(num_classes)
         if not 0 <= initial_noise < math.inf:
             raise UserError(f"initial_noise is {initial_noise}; it must be finite and 0 or more")
         _output_size(layer.input_size, [layer])
@@ -189,7 +200,15 @@ class RecurrentClassifier(SequenceClassifier):
         nn.init.orthogonal_(self.softmax.weight)
         nn.init.zeros_(self.softmax.bias)
 
+    @torch.inference_mode()
+    def classify(self, inputs: Tensor) -> Tensor:
+        """The probabilities of the classes (B, num_classes) of sequences (T, B, input_size), in evaluation mode."""
+        with evaluating(self):
+            logits: Tensor = self(inputs.to(self.device))
+            return logits.softmax(-1)
+
     def forward(self, inputs: Tensor) -> Tensor:
+        """Sequences (T, B, input_size) -> logits (B, num_classes)."""
         outputs, _ = self.layer(inputs, self._noisy_state(inputs.shape[1]) if self.initial_noise else None)
         logits: Tensor = self.softmax(outputs[-1])
         return logits

@@ -12,13 +12,14 @@ from lightning import LightningModule
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from zoo.errors import UserError
-from zoo.layers import BatchNormLSTM
+from zoo.layers import BatchNormLSTM, Recurrent
 from zoo.metrics import ExactMean
 from zoo.optim import Optimization, ValidatedSGD
+from zoo.tokenizer import Tokenizer
 
 _RANKS = "ranks"
 
@@ -47,6 +48,15 @@ class Task(LightningModule):
 
     optimization: Optimization
     """How the weights descend."""
+
+    vocab_size = 0
+    """Of a model that reads text, the number of its tokens."""
+
+    tokenizer: Tokenizer | None = None
+    """Of a model that reads text, what cuts the text into them."""
+
+    labels: list[str] | None = None
+    """Of a classifier, what the classes are called, where they have names."""
 
     _resumed: dict[str, Any] | None = None
     _diverged: Tensor | None = None
@@ -86,6 +96,23 @@ class Task(LightningModule):
         for split in ("train", "validation", "test"):
             self.add_module(f"{split}_metric", self.metric_type())
 
+    def take_tokenizer(self) -> None:
+        """Reads by the data's tokenizer; `UserError` where it is not the one that the model was trained with."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        tokenizer: Tokenizer | None = data.tokenizer if hasattr(type(data), "tokenizer") else self.tokenizer
+        if tokenizer and self.tokenizer and tokenizer.fingerprint != self.tokenizer.fingerprint:
+            raise UserError(
+                "the data's vocabulary is not the one that the model was trained with: give the data the model's "
+                "tokenizer.json (data.init_args.tokenizer)"
+            )
+        if tokenizer and tokenizer.vocab_size != self.vocab_size:
+            raise UserError(
+                f"the data's vocabulary has {tokenizer.vocab_size:,} types and the model was built for "
+                f"{self.vocab_size:,}: set model.init_args.vocab_size to {tokenizer.vocab_size}, or give the data the "
+                "model's tokenizer"
+            )
+        self.tokenizer = tokenizer
+
     def estimate_population(self, batches: Iterable[Any]) -> None:
         """Measures the population statistics of recurrent batch norm anew, on the final weights; no other model changes.
 
@@ -113,6 +140,14 @@ class Task(LightningModule):
                 distributed.all_reduce(buffer)
                 if buffer.is_floating_point():
                     buffer /= distributed.get_world_size()
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """The parameters by depth, for rates and unfreezing that go by it: each recurrent layer, the lowest first, then all
+        others, such as embedding and softmax."""
+        layers = [module for module in self.modules() if isinstance(module, Recurrent)]
+        groups = [group for layer in layers for group in layer.parameters_by_layer()]
+        recurrent = {parameter for group in groups for parameter in group}
+        return [*groups, [parameter for parameter in self.parameters() if parameter not in recurrent]]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return self.optimization.configure(self)

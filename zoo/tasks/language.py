@@ -19,7 +19,6 @@ from zoo.metrics import ExactMean, metric_of, token_nll
 from zoo.regularisers import Penalty, SequenceRegulariser
 from zoo.score import Evaluation, Plain, Score, Scorer, Sentence, score, score_sentences, tokenizer_of, visible
 from zoo.tasks.base import Task
-from zoo.tokenizer import Tokenizer
 
 State = Any
 """The recurrent state of a model: nested tuples of tensors (layers, B, H), and of numbers that all texts share."""
@@ -79,12 +78,16 @@ class LanguageModel(Task):
         if vocab_size < 2:
             raise UserError(f"vocab_size is {vocab_size}; it must be 2 or more")
         self.vocab_size = vocab_size
-        self.tokenizer: Tokenizer | None = None
         self.penalties = nn.ModuleList()
         """Each a `Penalty` on the last layer's outputs, added to the training loss."""
         self._carried: State = None
         self._scorer: Scorer | None = None
         self._steps = 1
+
+    @classmethod
+    def resized(cls, arguments: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+        """A recipe's arguments, for a vocabulary of another size."""
+        return {**arguments, "vocab_size": vocab_size}
 
     @abstractmethod
     def encode(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
@@ -181,20 +184,7 @@ class LanguageModel(Task):
 
     def setup(self, stage: str) -> None:
         """Takes the data's tokenizer and checks that it fits the model."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        tokenizer = data.tokenizer if hasattr(type(data), "tokenizer") else self.tokenizer
-        if tokenizer and self.tokenizer and tokenizer.fingerprint != self.tokenizer.fingerprint:
-            raise UserError(
-                "the data's vocabulary is not the one that the model was trained with: give the data the model's "
-                "tokenizer.json (data.init_args.tokenizer)"
-            )
-        if tokenizer and tokenizer.vocab_size != self.vocab_size:
-            raise UserError(
-                f"the data's vocabulary has {tokenizer.vocab_size:,} types and the model was built for "
-                f"{self.vocab_size:,}: set model.init_args.vocab_size to {tokenizer.vocab_size}, or give the data the "
-                "model's tokenizer"
-            )
-        self.tokenizer = tokenizer
+        self.take_tokenizer()
         super().setup(stage)
 
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:

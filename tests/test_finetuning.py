@@ -1,0 +1,290 @@
+"""`finetune`: from a pretrained model and a text of one's own to a bundle."""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import zoo
+from tests.conftest import sentences
+from zoo import bundle, card
+from zoo.callbacks import LastCheckpoint
+from zoo.cli import main
+from zoo.errors import UserError
+from zoo.finetuning import finetune, finetune_classifier
+from zoo.tokenizer import EOS, UNK, Tokenizer
+
+WORDS = [EOS, UNK, "the", "N", "points", "bank", "rose", "fell", "nowhere"]
+CALM = dict.fromkeys(("embedding_dropout", "input_dropout", "hidden_dropout", "output_dropout", "weight_drop"), 0.1)
+RECIPES = {
+    "words": {
+        "class_path": "zoo.models.AWDLSTM",
+        "init_args": {"vocab_size": 9, "embedding_size": 6, "hidden_size": 7, "num_layers": 2, **CALM},
+    },
+    "letters": {"class_path": "zoo.models.Zaremba", "init_args": {"vocab_size": 7, "hidden_size": 6}},
+    "pieces": {
+        "class_path": "zoo.models.RecurrentBatchNormLanguageModel",
+        "init_args": {"vocab_size": 7, "hidden_size": 6, "max_steps": 9},
+    },
+}
+TOKENIZERS = {
+    "words": Tokenizer.words(WORDS, "penn_treebank"),
+    "letters": Tokenizer.characters([*"\n theN", UNK]),
+    "pieces": Tokenizer.characters([*"\n theN", UNK]),
+}
+QUIET = {"progress": False, "batch_size": 4, "bptt": 9, "min_count": 1}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with a text, and models in its `checkpoints`."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("\n".join(sentences(80, seed=1)) + "\n")
+    for name, section in RECIPES.items():
+        torch.manual_seed(0)
+        model = bundle.instantiate(section, Path("config.yaml"))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(5)  # as if trained: its outputs tell the words apart
+        data = {"class_path": "datamodules.Corpus", "init_args": {"path": "x", "batching": "pieces", "bptt": 9}}
+        recipe = {"model": section, **({"data": data} if name == "pieces" else {}), "card": {"license": "mit"}}
+        measured = card.Measured("own text", "own text", "perplexity per word")
+        bundle.write(
+            Path("checkpoints") / name,
+            bundle.stored_weights(model),
+            recipe=yaml.safe_dump(recipe),
+            card=card.render(name, card.Card(license="mit"), measured),
+            tokenizer=TOKENIZERS[name],
+            curve=[],
+        )
+    return tmp_path
+
+
+def tune(name="words", output="out", **options):
+    return finetune(name, corpus="mine.txt", output=output, **QUIET | {"epochs": 2} | options)
+
+
+def weights(folder):
+    return {name: value for name, value in zoo.load(str(folder)).state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+class TestLanguageModel:
+    def test_the_command_leaves_a_bundle_that_says_what_it_did(self, here, capsys):
+        main(["finetune", "words", "--corpus", "mine.txt", "--output", "out", "--epochs=3", "--batch_size=4", "--bptt=9",
+              "--min_count=1", "--progress=false"])  # fmt: skip
+        out = capsys.readouterr().out
+        assert "vocabulary: 17 types of the corpus, 7 of them the model's words too, 64.1% of the training text" in out
+        assert "<unk> is 13.5% of the training text, 35.9% by the model's words" in out
+        numbers = re.findall(r"perplexity per word over (\d+) predictions of (\w+): (\S+) before, (\S+) after", out)
+        assert [split for _, split, _, _ in numbers] == ["validation", "test"]
+        assert all(float(after) < float(before) for _, _, before, after in numbers)
+        entry = card.read(Path("out"))
+        assert entry.measured.finished
+        assert entry.measured.training["started_from"] == "words"
+        assert card.number(entry.ours()) == numbers[1][3]
+        assert f"{numbers[1][2]} before fine-tuning and {numbers[1][3]} after" in " ".join(entry.card.notes)
+        assert entry.card.license == "mit"
+
+        main(["test", "out"])
+        assert f"perplexity per word {entry.ours():.6g} over {numbers[1][0]} predictions" in capsys.readouterr().out
+        text = "".join(line + "\n" for line in Path("mine.txt").read_text().splitlines()[-4:])
+        assert len(zoo.load("out").score(text).tokens) == int(numbers[1][0]) + 1
+
+    def test_before_is_the_model_with_its_words_moved(self, here):
+        """A run at no rate leaves the transferred model, whose numbers are those before."""
+        done = tune(epochs=1, learning_rate=1e-12)
+        for before, after in zip(done.before, done.after, strict=True):
+            assert after.value == pytest.approx(before.value, rel=1e-3)  # rounded to float16
+        old, new = weights("checkpoints/words"), weights("out")
+        for name in ("layers.0.weight_hh_l0", "layers.1.weight_ih_l0"):
+            assert torch.equal(old[name], new[name])
+        moved = zoo.load("out").tokenizer
+        the = moved.library.token_to_id("the")
+        assert torch.equal(new["embedding.weight"][the], old["embedding.weight"][WORDS.index("the")])
+
+    def test_vocabulary_kept(self, here):
+        done = tune(vocabulary="keep")
+        assert done.met == "vocabulary: the model's own 9 types; <unk> is 35.9% of the training text"
+        assert zoo.load("out").tokenizer.fingerprint == TOKENIZERS["words"].fingerprint
+
+    def test_vocabulary_new_and_fresh_weights(self, here):
+        still = {"epochs": 1, "learning_rate": 1e-12}
+        tune(vocabulary="new", **still)
+        tune(output="fresh", pretrained=False, **still)
+        old, new, fresh = weights("checkpoints/words"), weights("out"), weights("fresh")
+        assert torch.equal(old["layers.0.weight_hh_l0"], new["layers.0.weight_hh_l0"])
+        assert not torch.equal(old["layers.0.weight_hh_l0"], fresh["layers.0.weight_hh_l0"])
+        the = zoo.load("out").tokenizer.library.token_to_id("the")
+        assert not torch.equal(old["embedding.weight"][WORDS.index("the")], new["embedding.weight"][the])
+
+    @pytest.mark.parametrize("name", ["letters", "pieces"])
+    def test_characters(self, here, name):
+        done = tune(name)
+        assert done.metric == "bits per character"
+        assert done.after[0].value < done.before[0].value
+        data = yaml.safe_load(Path("out/config.yaml").read_text())["data"]["init_args"]
+        assert data["batching"] == ("pieces" if name == "pieces" else "stream")
+        assert data["level"] == "character"
+
+    def test_it_is_repeatable_and_a_fine_tuned_model_is_tuned_on(self, here):
+        tune(), tune(output="again")
+        assert same(weights("out"), weights("again"))
+        done = tune("out", output="further")
+        assert "16 of them the model's words too, 86.5%" in done.met
+
+    def test_killed_and_resumed(self, here, monkeypatch):
+        tune(epochs=3)
+
+        class Killed(LastCheckpoint):
+            def __init__(self):
+                super().__init__(every_n_train_steps=1)
+
+            def on_train_batch_end(self, trainer, *_):
+                super().on_train_batch_end(trainer)
+                if trainer.global_step == 14:
+                    raise InterruptedError
+
+        monkeypatch.setattr("zoo.finetuning.LastCheckpoint", Killed)
+        with pytest.raises(InterruptedError):
+            tune(output="cut", epochs=3)
+        monkeypatch.undo()
+        monkeypatch.chdir(here)
+        assert not Path("cut").exists()
+        tune(output="cut", epochs=3, resume=True)
+        assert same(weights("out"), weights("cut"))
+
+    def test_it_stops_when_validation_does_not_improve(self, here):
+        done = tune(epochs=9, learning_rate=1e-12, patience=1)
+        assert card.read(done.folder).measured.training["epochs"] < 9
+
+    def test_the_best_model_is_kept_even_the_first(self, here):
+        tune(epochs=1)
+        done = tune("out", output="worse", epochs=1, learning_rate=500.0)
+        assert card.read(done.folder).measured.training["epoch_kept"] == 0
+        assert done.after[0].value == pytest.approx(done.before[0].value, rel=1e-3)
+
+
+class TestClassifier:
+    def table(self, rows=120, file="mine.jsonl"):
+        draw = random.Random(1)
+        lines = []
+        for _ in range(rows):
+            good = draw.random() < 0.5
+            words = " ".join(draw.choice(["the", "bank", "N", "points"]) for _ in range(draw.randint(1, 12)))
+            lines.append(
+                json.dumps({"words": f"{words} {'rose' if good else 'fell'}", "mood": "good" if good else "bad"})
+            )
+        Path(file).write_text("\n".join(lines) + "\n")
+
+    def tune(self, output="out", **options):
+        given = {"label": "mood", "text": "words", "epochs": 12, "patience": None, "batch_size": 8, "progress": False}
+        return finetune_classifier("words", corpus="mine.jsonl", output=output, **given | options)
+
+    def test_it_learns_is_loaded_and_tested(self, here, capsys):
+        self.table()
+        options = [
+            "--label=mood",
+            "--text=words",
+            "--epochs=12",
+            "--learning_rate=0.05",
+            "--patience=null",
+            "--batch_size=8",
+        ]
+        given = ["words", "--task=classification", "--corpus=mine.jsonl", "--output=out"]
+        main(["finetune", *given, *options, "--progress=false"])
+        out = capsys.readouterr().out
+        assert "2 classes: bad, good; 96 / 12 / 12 texts" in out
+        entry = card.read(Path("out"))
+        assert entry.ours() > 90
+        assert "test: mean F1 of the classes" in " ".join(entry.card.notes)
+        model = zoo.load("out")
+        assert model.labels == ["bad", "good"]
+        up, down = model.classify(["the bank rose", "N points fell"])
+        assert up["good"] > 0.5 > down["good"]
+        assert up["good"] + up["bad"] == pytest.approx(1)
+        assert model.classify("the bank rose") == pytest.approx(up)
+        main(["test", "out"])
+        assert f"accuracy in % {entry.ours():.6g} over 12 predictions of the test texts" in capsys.readouterr().out
+        main(["predict", "out"])
+        label, predicted, probability = Path("logs/out/predictions.tsv").read_text().splitlines()[1].split("\t")
+        assert {label, predicted} <= {"bad", "good"}
+        assert 0.5 <= float(probability) <= 1
+
+    def test_the_encoder_is_the_pretrained_one(self, here):
+        self.table()
+        self.tune(epochs=1, learning_rate=1e-12)
+        self.tune(output="fresh", epochs=1, learning_rate=1e-12, pretrained=False)
+        old = weights("checkpoints/words")["layers.0.weight_hh_l0"]
+        assert torch.equal(weights("out")["encoder.layers.0.weight_hh_l0"], old)
+        assert not torch.equal(weights("fresh")["encoder.layers.0.weight_hh_l0"], old)
+        assert not [name for name in weights("out") if "softmax" in name]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"label": "missing"}, "no column 'missing'; its columns are words, mood"),
+            ({"text": "missing"}, "no column 'missing'"),
+            ({"label": "words"}, "96 of the 96 training texts|classes"),
+        ],
+    )
+    def test_columns_that_cannot_be(self, here, options, message):
+        self.table()
+        with pytest.raises(UserError, match=message):
+            self.tune(**options)
+
+    def test_one_class(self, here):
+        Path("mine.jsonl").write_text('{"words": "the bank", "mood": "good"}\n' * 40)
+        with pytest.raises(UserError, match="one class, good"):
+            self.tune()
+
+
+class TestBadInput:
+    def test_an_output_that_exists(self, here):
+        tune(epochs=1)
+        before = weights("out")
+        with pytest.raises(UserError, match="output out exists"):
+            tune(epochs=1)
+        tune(epochs=1, seed=2, overwrite=True)
+        assert not same(before, weights("out"))
+        Path("folder").mkdir()
+        Path("folder/thesis.txt").write_text("a year's work")
+        with pytest.raises(UserError, match="is no model, so it is not overwritten"):
+            tune(output="folder", overwrite=True)
+        assert Path("folder/thesis.txt").exists()
+
+    def test_no_word_in_common(self, here):
+        Path("mine.txt").write_text("слово за словом\n" * 40)
+        bare = Tokenizer.words(["a", "b", UNK], "penn_treebank")
+        section = {"class_path": "zoo.models.Zaremba", "init_args": {"vocab_size": 3, "hidden_size": 6}}
+        model = bundle.instantiate(section, Path("config.yaml"))
+        recipe = yaml.safe_dump({"model": section})
+        bundle.write(
+            Path("checkpoints/ab"), bundle.stored_weights(model), recipe=recipe, card="", tokenizer=bare, curve=[]
+        )
+        with pytest.raises(UserError, match="none of the .* is among the 3 of ab"):
+            tune("ab", normaliser="none")
+        assert not Path("out").exists()
+
+    def test_what_is_no_language_model(self, here):
+        with pytest.raises(UserError, match="zoneout-addition reads no text"):
+            tune("zoneout-addition")
+        with pytest.raises(UserError, match="awd-lstm-ptb is a recipe without weights"):
+            tune("awd-lstm-ptb")
+
+    def test_nothing_to_resume(self, here):
+        with pytest.raises(UserError, match="no run of out"):
+            tune(resume=True)
+
+    def test_a_changed_bundle(self, here):
+        shutil.copy("checkpoints/letters/model.safetensors", "checkpoints/words/model.safetensors")
+        with pytest.raises(UserError, match="model.safetensors was changed"):
+            tune()

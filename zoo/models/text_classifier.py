@@ -1,0 +1,110 @@
+"""Universal Language Model Fine-tuning for Text Classification.
+
+Howard and Ruder 2018, https://arxiv.org/abs/1801.06146; the authors' code: https://github.com/fastai/fastai, imdb_scripts.
+"""
+
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from zoo.batches import Labelled, Texts
+from zoo.errors import UserError
+from zoo.evaluating import evaluating
+from zoo.heads import ConcatPooling
+from zoo.metrics import MacroF1
+from zoo.optim import DiscriminativeAdam, Optimization
+from zoo.tasks import LanguageModel, SequenceClassifier
+from zoo.tasks.classification import right
+
+
+class TextClassifier(SequenceClassifier):
+    """A language model's layers read a text, and `zoo.heads.ConcatPooling` names its class (section 3.3).
+
+    - `encoder`: any language model; its softmax is left out, its regularisers stay.
+    - `hidden_size`, `input_dropout` and `hidden_dropout` are the head's.
+    - `optimization`: `zoo.optim.DiscriminativeAdam` if not given. The gradient's norm is clipped to `max_norm`.
+
+    Measured by accuracy and by the mean of the classes' F1 (`macro_f1`).
+    """
+
+    material = "texts"
+    predicted = "the class of every text"
+
+    def __init__(
+        self,
+        encoder: LanguageModel,
+        num_classes: int,
+        hidden_size: int = 50,
+        input_dropout: float = 0.4,
+        hidden_dropout: float = 0.1,
+        optimization: Optimization | None = None,
+        max_norm: float | None = 25.0,
+    ) -> None:
+        super().__init__(num_classes)
+        self.optimization, self.max_norm = optimization or DiscriminativeAdam(1e-2), max_norm
+        with torch.no_grad(), evaluating(encoder):
+            outputs, _ = encoder.encode(torch.zeros(1, 1, dtype=torch.long))
+        encoder.softmax = nn.Identity()
+        self.encoder = encoder
+        self.vocab_size = encoder.vocab_size
+        self.head = ConcatPooling(outputs.shape[-1], num_classes, hidden_size, input_dropout, hidden_dropout)
+        self.f1 = MacroF1(num_classes)
+        self.macro_f1: dict[str, float] = {}
+        """By split, the mean of the classes' F1 in the last evaluation, in per cent."""
+
+    def forward(self, inputs: Texts) -> Tensor:
+        """Texts of B -> logits (B, num_classes)."""
+        hidden, _ = self.encoder.encode(inputs.tokens)
+        logits: Tensor = self.head(hidden, inputs.lengths)
+        return logits
+
+    @overload
+    def classify(self, texts: str) -> dict[str, float]: ...
+    @overload
+    def classify(self, texts: list[str]) -> list[dict[str, float]]: ...
+    @torch.inference_mode()
+    def classify(self, texts: str | list[str]) -> dict[str, float] | list[dict[str, float]]:
+        """The probability of every class by its name, of a text or of each of several, in evaluation mode."""
+        if isinstance(texts, str):
+            return self.classify([texts])[0]
+        if self.tokenizer is None:
+            raise UserError("this TextClassifier has no tokenizer: load a trained model (zoo.load)")
+        with evaluating(self):
+            found = []
+            for text in texts:
+                ids = torch.from_numpy(self.tokenizer.encode_document(text).astype("int64")).to(self.device)
+                logits = self(Texts(ids.unsqueeze(1), torch.tensor([len(ids)], device=self.device)))
+                found.append(logits[0].softmax(-1).tolist())
+        names = [self.name_of(label) for label in range(self.num_classes)]
+        return [dict(zip(names, probabilities, strict=True)) for probabilities in found]
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """The embedding, each recurrent layer, and the head."""
+        *recurrent, embedding = self.encoder.layer_groups()
+        return [embedding, *recurrent, list(self.head.parameters())]
+
+    def setup(self, stage: str) -> None:
+        """Takes the data's tokenizer and classes, and checks that they fit the model."""
+        self.take_tokenizer()
+        labels: list[str] = self.trainer.datamodule.labels  # type: ignore[attr-defined]
+        if labels != (self.labels or labels) or len(labels) != self.num_classes:
+            raise UserError(
+                f"the data's classes are {', '.join(labels)}, and the model was built for "
+                f"{', '.join(self.labels or [str(self.num_classes)])}"
+            )
+        self.labels = labels
+        super().setup(stage)
+
+    def evaluate_batch(self, batch: Labelled, batch_idx: int) -> Tensor:
+        inputs, labels = batch
+        logits = self(inputs)
+        self.f1.update(logits, labels)
+        return right(logits, labels)
+
+    def report(self, split: str) -> None:
+        super().report(split)
+        if split != "train":
+            self.macro_f1[split] = value = float(self.f1.compute())
+            self.f1.reset()
+            self.log(f"{split}/{self.f1.name}", value, batch_size=1)
