@@ -204,7 +204,7 @@ class _Rows:
     @classmethod
     def of(cls, rows: datasets.Dataset, text: str, label: str) -> "_Rows":
         """Two columns of a table; numbers that have names give these."""
-        source._check_strings(rows, text)
+        source.check_strings(rows, text)
         source.check_column(rows, label)
         labels, names = list(rows[label]), getattr(rows.features[label], "names", None)
         if names:

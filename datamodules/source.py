@@ -323,7 +323,7 @@ def check_column(rows: datasets.Dataset, column: str) -> None:
         raise _no_column(column, rows.column_names)
 
 
-def _check_strings(rows: datasets.Dataset, column: str) -> None:
+def check_strings(rows: datasets.Dataset, column: str) -> None:
     """Raises `UserError` where there is no such column, or it holds something else."""
     check_column(rows, column)
     strings = [
@@ -343,7 +343,7 @@ def blocks(rows: datasets.Dataset, column: str, separator: str = "\n") -> Iterat
 
     A missing string counts as empty. Where the separator is the zero byte, a string with one in it is a `UserError`.
     """
-    _check_strings(rows, column)
+    check_strings(rows, column)
     return _shown(_joined(rows.select_columns(column), column, separator), len(rows))
 
 

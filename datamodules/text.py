@@ -90,7 +90,7 @@ class TextDataModule(DataModule):
 
     @abstractmethod
     def text(self, split: Split) -> Iterator[str]:
-        """The text of a split in blocks, each ending with a line, or anywhere at character level."""
+        """The text of a split in blocks, each ending with a word, or anywhere at character level."""
 
     @abstractmethod
     def vocabulary(self) -> list[str]:

@@ -1,6 +1,5 @@
 """text8: the beginning of Wikipedia, letters alone."""
 
-import re
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -39,7 +38,7 @@ class Text8(TextDataModule):
         tokenizer: str | None = None,
     ) -> None:
         super().__init__(batch_size, bptt, drop_last, random_bptt, max_bptt, tokenizer, batching, evaluation)
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset_id):
+        if not source.is_dataset_id(dataset_id):
             raise UserError(f"dataset_id is {dataset_id!r}; it must be the data set's name on the Hub, owner/name")
         self.dataset_id = dataset_id
         self.dataset_name = "text8" if dataset_id == TEXT8 else f"{dataset_id} (not text8)"

@@ -210,7 +210,8 @@ def split_words(text: str) -> pa.StringArray:
     """The whitespace-separated chunks of `text`, a line break being the chunk `<eos>`."""
     if any(map(text.__contains__, _NOT_WHITESPACE)):
         text = text.translate(dict.fromkeys(map(ord, _NOT_WHITESPACE), "\N{REPLACEMENT CHARACTER}"))
-    chunks = pc.utf8_split_whitespace(pa.array([text.replace("\n", f" {EOS} ")])).flatten()
+    # Arrow reads on past a blank that ends its buffer: a text of a multiple of 64 bytes has no padding.
+    chunks = pc.utf8_split_whitespace(pa.array([text.replace("\n", f" {EOS} ").rstrip()])).flatten()
     return chunks.filter(pc.not_equal(chunks, ""))
 
 
