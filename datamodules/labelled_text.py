@@ -123,6 +123,10 @@ class LabelledText(DataModule):
         counts = " / ".join(f"{len(self._rows[split].texts):,}" for split in ("train", "validation", "test"))
         return f"{counts} texts for training, validation and test"
 
+    def texts(self, split: Split) -> list[str]:
+        """The texts of a split, in order."""
+        return self._rows[split].texts
+
     def open(self, split: Split) -> None:
         """Tokenises the split's texts."""
         if split in self._examples:
