@@ -141,7 +141,7 @@ def finetune(
     epochs: int = 5,
     patience: int | None = 2,
     learning_rate: float = 1e-2,
-    unfreezing: Unfreezing = "gradual",
+    unfreezing: Unfreezing = "none",
     batch_size: int = 20,
     bptt: int | None = None,
     max_norm: float = 0.3,
@@ -173,11 +173,11 @@ def finetune(
         epochs: How often the training text is read.
         patience: Stop after so many epochs without improvement on the validation text.
         learning_rate: Adam's highest, of the embedding and the softmax; each layer below has that of the one above / 2.6.
-        unfreezing: Embedding and softmax alone in the first epoch and one layer more in each (gradual), or all at once
-            (none).
+        unfreezing: All layers at once (none), as in the authors' code for this stage, or embedding and softmax alone in the
+            first epoch and one layer more in each (gradual).
         batch_size: How many parts of the text are read side by side.
         bptt: How many tokens of each make an update (default: 70; of a model of pieces, their length).
-        max_norm: The gradient's norm is clipped to this.
+        max_norm: The norm of the gradient of a token's mean loss is clipped to this.
         seed: Makes the run repeatable.
         overwrite: Replace the output folder if it exists.
         resume: Go on from the newest checkpoint of a run with this output.
@@ -209,7 +209,8 @@ def finetune(
     model.optimization = _optimization(learning_rate, pretrained)
     model.bptt = None
     how = unfreezing if pretrained else "none"
-    fit = _Fit(name, found, folder, epochs, patience, how, max_norm, seed, resume, progress)
+    norm = max_norm * data.bptt if model.sums_steps else max_norm
+    fit = _Fit(name, found, folder, epochs, patience, how, norm, seed, resume, progress)
     return fit.run(model, section, data, options, met)
 
 
