@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, linear
 from training import Clock, quiet_trainer
 
 from datamodules.stream import Stream
+from zoo.batches import Window
 from zoo.models import AWDLSTM, Zaremba
 from zoo.tasks import LanguageModel
 
@@ -68,7 +69,7 @@ class Bare(nn.Module):
 
 
 def bare(
-    stream: Stream, size: Size, optimizer_type: type[torch.optim.SGD | torch.optim.Adam] = torch.optim.SGD
+    stream: Iterable[Window], size: Size, optimizer_type: type[torch.optim.SGD | torch.optim.Adam] = torch.optim.SGD
 ) -> float:
     """Seconds an update, the median of one run."""
     model = Bare(size)

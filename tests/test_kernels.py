@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo import functional, kernels
+from zoo import GRU, LSTM, RNN, functional, kernels
 from zoo.functional import Weights
 from zoo.kernels import draws, native
 from zoo.noise import GATES, SITES, Noise
@@ -277,7 +277,7 @@ def test_auto_takes_what_is_fast():
     given = problem("lstm", (5, 3, 4, 7), torch.float32)
     zoned = noise_on("lstm", ("hkeep",), (5, 3, 4, 7), torch.float32)
     assert kernels.choose("auto", "lstm", given.inputs, plain=True) == "native"
-    assert kernels.choose("auto", "lstm", given.inputs[:1, :1], plain=True) == "torch"  # one token at a time
+    assert kernels.choose("auto", "lstm", given.inputs[:1, :1], plain=True) == "vendor"  # one token at a time
     assert kernels.choose("auto", "gru", given.inputs, plain=True) == "vendor"
     assert kernels.choose("auto", "lstm", given.inputs, plain=False) == "native"
     assert kernels.choose("auto", "lstm", given.inputs.bfloat16(), plain=False) == "torch"
@@ -285,6 +285,25 @@ def test_auto_takes_what_is_fast():
     assert kernels.choose("native", "lstm", given.inputs[:1, :1], plain=False) == "native"
     assert kernels.choose("auto", "gru", given.inputs, plain=False) == "torch"
     assert torch.equal(run("lstm", given, zoned, "auto")[0], run("lstm", given, zoned, "native")[0])
+
+
+@pytest.mark.parametrize("bias", ["two", "one", "none"])
+@pytest.mark.parametrize("options", [{}, {"reset_after": True}, {"nonlinearity": "tanh"}, {"nonlinearity": "relu"}])
+def test_one_token_at_a_time_is_the_sequence(options, bias):
+    layer_type = LSTM if not options else GRU if "reset_after" in options else RNN
+    layer = layer_type(4, 5, 2, bias=bias, **options).double()
+    tokens = torch.randn(6, 1, 4, dtype=torch.float64)
+    assert kernels.choose("auto", layer.cell, tokens[:1], plain=True) == "vendor"
+    outputs, final = layer(tokens)
+    state, steps = None, []
+    for token in tokens.unsqueeze(1):
+        output, state = layer(token, state)
+        steps.append(output)
+    torch.testing.assert_close((torch.cat(steps), state), (outputs, final))
+    gradients = [
+        torch.autograd.grad(result.square().sum(), [*layer.parameters()]) for result in (outputs, torch.cat(steps))
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 @needs_native

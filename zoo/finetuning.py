@@ -49,7 +49,7 @@ class FineTuned:
     """The same of the stored model; empty where the run was cut short."""
 
     def __str__(self) -> str:
-        lines = [self.met]
+        lines = []
         for was, now in zip(self.before, self.after, strict=False):
             of = f"{was.predictions:,} predictions of {was.split}"
             lines.append(f"{self.metric} over {of}: {card.number(was.value)} before, {card.number(now.value)} after")

@@ -23,7 +23,8 @@ LOGS = Path("logs")
 
 def hush() -> None:
     """Keeps what Lightning says of itself, and nothing of the run, off the screen."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
+    for speaker in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{speaker}").addFilter(_worth_reading)
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
 
 

@@ -37,8 +37,8 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool, normalised
         "reference": lambda: True,
     }
     if backend == "auto":
-        # On the CPU both pack the weights at every call, which pays for a sequence or a batch.
-        slow = ("native", "vendor") if inputs.shape[:2].numel() == 1 and inputs.device.type == "cpu" else ()
+        # It packs the weights at every call, which pays for a sequence or a batch.
+        slow = ("native",) if inputs.shape[:2].numel() == 1 and inputs.device.type == "cpu" else ()
         return next(name for name, can in able.items() if name not in slow and can())
     if backend not in able or not able[backend]():
         name = f"normalised {cell.upper()}" if normalised else cell.upper()
