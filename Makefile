@@ -21,6 +21,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/recurrent.py
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/sequential_mnist.py
+	$(BIN)/python benchmarks/everyday.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/tokenizing.py
 
