@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from tests.test_bundle import RECIPE, make, seal
 from zoo import card, hub
 from zoo.cli import main
 from zoo.errors import UserError
+from zoo.finetuning import finetune
 
 
 @pytest.fixture
@@ -136,6 +138,25 @@ def test_publish_then_load_by_name_then_offline_and_at_a_pinned_revision(server,
     assert server.requests == []
     server.stop()
     assert json.loads(client(LOAD_BY_NAME, commits[0], HF_HUB_OFFLINE="1")) == expected[0]
+
+
+SCORE = """
+    import json, sys, zoo
+    print(json.dumps(zoo.load("me/tuned").score(sys.argv[1]).nats))
+"""
+
+
+def test_a_fine_tuned_model_scores_the_same_to_the_last_bit_where_it_is_loaded_by_name(server, client, tmp_path):
+    make_published(tmp_path / "base")
+    text = "a rose b fell c\nthe bank rose b\n"
+    (tmp_path / "mine.txt").write_text(text * 40)
+    options = {"epochs": 1, "batch_size": 2, "bptt": 5, "progress": False}
+    finetune(str(tmp_path / "base"), corpus=str(tmp_path / "mine.txt"), output=str(tmp_path / "tuned"), **options)
+    client(PUBLISH, json.dumps([["tuned", "me/tuned", TOKEN]]))
+    scored = zoo.load(str(tmp_path / "tuned")).score(text).nats
+    assert len(set(scored)) > 5
+    shutil.rmtree(tmp_path / "tuned")
+    assert json.loads(client(SCORE, text)) == scored
 
 
 def test_an_interrupted_download_says_so_and_goes_on_next_time(server, client, tmp_path):
