@@ -17,8 +17,10 @@ def test_every_generated_text_is_up_to_date():
     assert not stale, f"run 'make cards': {stale}"
 
 
-def test_the_table_has_every_model_and_says_which_have_weights():
+def test_the_table_has_every_model_and_begins_with_those_that_have_weights():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| \[([\w-]+)\]\(checkpoints/", readme, re.MULTILINE)
+    assert names == sorted(names, key=lambda name: (not bundle.has_weights(ROOT / "checkpoints" / name), name))
     for folder in (ROOT / "checkpoints").iterdir():
         (row,) = (line for line in readme.splitlines() if line.startswith(f"| [{folder.name}]("))
         assert row.endswith("| yes |" if bundle.has_weights(folder) else "| not yet |")

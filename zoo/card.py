@@ -354,12 +354,12 @@ def as_published(value: float | None) -> str:
 
 
 def table(entries: Iterable[Entry]) -> str:
-    """The table of models in Markdown."""
+    """The table of models in Markdown, those with weights first."""
     rows = [
         "| model | what it is | metric (test) | paper | ours | weights |",
         "|---|---|---|---|---|---|",
     ]
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: not entry.weights):
         link = f"[{entry.name}](checkpoints/{entry.name})"
         paper = as_published(entry.card.published.get("test"))
         paper = f"[{paper}]({ARXIV}{entry.card.arxiv})" if paper and entry.card.arxiv else paper
