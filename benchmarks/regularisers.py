@@ -460,11 +460,12 @@ def draw(results: dict[Row, Result], file: Path) -> None:
         axes.set_title(f"{cell.upper()}, validation perplexity by update", fontsize="medium")
         axes.grid(alpha=0.25)
     lower.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
-    for axis in (dots.xaxis, panels[0].yaxis):
+    for axis, marks in ((dots.xaxis, (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8)), (panels[0].yaxis, (1, 1.5, 2, 3, 4, 6))):
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8)))
+        axis.set_major_locator(LogLocator(subs=marks))
         axis.set_major_formatter(ScalarFormatter())
         axis.set_minor_formatter(NullFormatter())
+    panels[0].set_ylim(270, 1500)  # the one above comes down from thousands
     figure.savefig(file, dpi=130)
 
 

@@ -105,10 +105,10 @@ ROWS: dict[Row, Callable[[Row, Path], FineTuned]] = {
 def measure(row: Row, home: Path) -> dict[str, str]:
     """Trains a row."""
     done = ROWS[row](row, home)
-    (_, before), (validation, test) = done.before, done.after
+    before = [f"{result.value:.2f}" for result in done.before if result.split == "test"] or [""]
     with (done.folder / "curve.csv").open() as file:
         *_, last = csv.DictReader(file)
-    numbers = [f"{result.value:.2f}" for result in (before, validation, test)]
+    numbers = before + [f"{result.value:.2f}" for result in done.after]
     values = [row.task, row.start, done.metric, *numbers, last["epoch"], last["seconds"], hardware(torch.device("cpu"))]
     return dict(zip(COLUMNS, values, strict=True))
 

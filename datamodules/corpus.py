@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import datasets
 
 from datamodules import source
-from datamodules.arguments import check_choice
+from datamodules.arguments import check_choice, check_positive
 from datamodules.text import Batching, Split, TextDataModule
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Level, Normaliser, Tokenizer, character_vocabulary, count_words, word_vocabulary
@@ -51,9 +51,9 @@ class Corpus(TextDataModule):
     break is a character like any other, and each row ends with one. The line break at the end of a row, where it has one,
     counts once; those of Windows and of old Macs are as those of Unix; a byte-order mark is no text.
 
-    The vocabulary is the training text's: words that stand there at least `min_count` times, at most `max_vocabulary` of
-    them, the most frequent first (`normaliser="penn_treebank"` lower-cases, drops punctuation and splits clitics first); or
-    its characters, with `<unk>` for all others.
+    The vocabulary is the training text's: words (`normaliser="penn_treebank"` lower-cases, drops punctuation and splits
+    clitics first) or characters that stand there at least `min_count` times, at most `max_vocabulary` of them, the most
+    frequent first, with `<unk>` for all others.
     """
 
     def __init__(
@@ -81,6 +81,10 @@ class Corpus(TextDataModule):
         super().__init__(batch_size, bptt, drop_last, random_bptt, max_bptt, tokenizer, batching, evaluation)
         check_choice("level", level, get_args(Level))
         check_choice("document", document, get_args(Document))
+        check_choice("normaliser", normaliser, get_args(Normaliser))
+        check_positive("min_count", min_count)
+        if max_vocabulary is not None:
+            check_positive("max_vocabulary", max_vocabulary)
         self.level: Level = level
         self.normaliser: Normaliser = normaliser
         self.min_count, self.max_vocabulary = min_count, max_vocabulary
@@ -99,6 +103,14 @@ class Corpus(TextDataModule):
     def dataset_name(self) -> str:
         """The bare name of the file, the folder or the data set."""
         return source.dataset_name(self._path, self.config)
+
+    @property
+    def sizes(self) -> str:
+        """How many tokens each split has, and where those come from that the corpus does not name."""
+        counts = " / ".join(f"{len(self.ids(split)):,}" for split in ("train", "validation", "test"))
+        cut = [split for split in ("validation", "test") if self._parts[split].rows is self._parts["train"].rows]
+        held_out = f"; {' and '.join(cut)}: the last of {HELD_OUT} parts of the corpus{' each' * (len(cut) > 1)}"
+        return f"{counts} tokens for training, validation and test{held_out if cut else ''}"
 
     @cached_property
     def _parts(self) -> dict[Split, "_Part"]:
@@ -125,7 +137,8 @@ class Corpus(TextDataModule):
     def vocabulary(self) -> list[str]:
         """What the options keep of the training text's words, or its characters."""
         if self.level == "character":
-            return [*character_vocabulary(self.text("train")), UNK]
+            size = None if self.max_vocabulary is None else self.max_vocabulary - 1
+            return [*character_vocabulary(self.text("train"), min_count=self.min_count, max_size=size), UNK]
         counts = count_words(self.text("train"), self.normaliser)
         return word_vocabulary(counts, min_count=self.min_count, max_size=self.max_vocabulary)
 
@@ -140,7 +153,7 @@ class _Part:
     """Rows `start` to `stop` of a column as text, with `<eos>` after each line, or after each file or row of a table."""
 
     def __init__(self, rows: datasets.Dataset, file_ends: Sequence[int] | None, column: str, by_line: bool) -> None:
-        self._rows, self._column = rows, column
+        self.rows, self._column = rows, column
         self._start, self._stop = 0, len(rows)
         self._ends = None if by_line else file_ends or range(1, len(rows) + 1)
 
@@ -156,7 +169,7 @@ class _Part:
     def blocks(self) -> Iterator[str]:
         """The rows as text, in blocks that end after a blank or a line break."""
         row = self._start
-        for block in source.blocks(self._rows.select(range(row, self._stop)), self._column, separator="\0"):
+        for block in source.blocks(self.rows.select(range(row, self._stop)), self._column, separator="\0"):
             yield from _cut(self._text(block, row))
             row += block.count("\0") if self._ends else 0
 

@@ -1,5 +1,6 @@
 """Texts with a class each."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from zoo.errors import UserError
 from zoo.tokenizer import Ids, Tokenizer
 
 HELD_OUT = 10
-"""One text in this many is drawn for validation, and as many for testing, where the data set has no such split."""
+"""One different text in this many is drawn for validation, and as many for testing, where the data set has no such split."""
 
 _SEED = 0
 """Of that draw, which is the same for every run."""
@@ -33,11 +34,12 @@ class LabelledText(DataModule):
 
     `path` (likewise `validation` and `test`) is what `Corpus` takes, but for plain text: JSON lines, Parquet, CSV, a folder
     or pattern of such, or a data set of the Hub (`config` its configuration). Where there is no validation or test split, a
-    tenth of the rows each, drawn once for all, is taken from the training rows.
+    tenth each of the different texts, drawn once for all, is taken from the training rows; a text that stands in several of
+    them goes to one split with all of them.
 
-    `text` and `label` name the columns. Classes are in the order of their names, numbers by size. A text stands between two
-    ends of line; of a longer one its last `max_tokens` tokens are read. `tokenizer` names a `tokenizer.json`, or a folder
-    with one.
+    `text` and `label` name the columns. Classes are in the order of their names, numbers first and by size. A text stands
+    between two ends of line; of a longer one its last `max_tokens` tokens are read. `tokenizer` names a `tokenizer.json`, or
+    a folder with one.
     """
 
     def __init__(
@@ -89,17 +91,23 @@ class LabelledText(DataModule):
         self._examples.clear()
 
     @cached_property
-    def _rows(self) -> dict[Split, "_Rows"]:
+    def _opened(self) -> dict[Split, "_Rows"]:
         opened = source.open_splits(self._paths, (self.text, self.label), config=self.config, root=self.root)
-        rows = {split: _Rows.of(part.rows, self.text, self.label) for split, part in opened.items()}
-        order = np.random.default_rng(_SEED).permutation(len(rows["train"].texts))
-        held_out = len(order) // HELD_OUT
+        return {split: _Rows.of(part.rows, self.text, self.label) for split, part in opened.items()}
+
+    @cached_property
+    def _rows(self) -> dict[Split, "_Rows"]:
+        rows = dict(self._opened)
         drawn = rows["train"]
+        numbers: dict[str, int] = {}
+        number = np.array([numbers.setdefault(text, len(numbers)) for text in drawn.texts], dtype=np.int64)
+        order = np.random.default_rng(_SEED).permutation(len(numbers))
+        held_out = len(order) // HELD_OUT
         for split in ("test", "validation"):
             if split not in rows:
                 chosen, order = order[:held_out], order[held_out:]
-                rows[split] = drawn.take(chosen)
-        return {**rows, "train": drawn.take(np.sort(order))}
+                rows[split] = drawn.take(np.flatnonzero(np.isin(number, chosen)))
+        return {**rows, "train": drawn.take(np.flatnonzero(np.isin(number, order)))}
 
     @cached_property
     def labels(self) -> list[str]:
@@ -110,10 +118,11 @@ class LabelledText(DataModule):
             raise UserError(f"{missing:,} training texts have no {self.label!r}: leave them out, or give them one")
         if len(found) == 1:
             raise UserError(f"the column {self.label!r} holds one class, {found.pop()}; two or more are expected")
-        if len(found) > MOST:
+        count = len(self._rows["train"].labels)
+        if len(found) > min(MOST, count // 2):
             raise UserError(
-                f"the column {self.label!r} holds {len(found):,} classes in {len(self._rows['train'].labels):,} training "
-                f"texts; at most {MOST:,} are expected: is it another column?"
+                f"the column {self.label!r} holds {len(found):,} classes in {count:,} training texts; at most {MOST:,}, and "
+                "two texts each, are expected: is it another column?"
             )
         return [str(label) for label in sorted(found, key=_order)]
 
@@ -121,7 +130,9 @@ class LabelledText(DataModule):
     def sizes(self) -> str:
         """How many texts each split has."""
         counts = " / ".join(f"{len(self._rows[split].texts):,}" for split in ("train", "validation", "test"))
-        return f"{counts} texts for training, validation and test"
+        drawn = [split for split in ("validation", "test") if split not in self._opened]
+        held_out = f"; {' and '.join(drawn)}: one text in {HELD_OUT}{' each' * (len(drawn) > 1)}, drawn once for all"
+        return f"{counts} texts for training, validation and test{held_out if drawn else ''}"
 
     def texts(self, split: Split) -> list[str]:
         """The texts of a split, in order."""
@@ -136,7 +147,11 @@ class LabelledText(DataModule):
             raise UserError(f"the {split} split has no texts: give {HELD_OUT} or more, or name another table for it")
         labels = [str(label) for label in rows.labels]
         if unknown := sorted(set(labels) - numbers.keys()):
-            raise UserError(f"the {split} texts have classes that no training text has: {', '.join(unknown)}")
+            some = ", ".join(unknown[:10]) + ", ..." * (len(unknown) > 10)
+            raise UserError(
+                f"the {split} texts have classes that no training text has: {some}; leave those texts out, or name a "
+                "table for each split"
+            )
         texts = [self.tokenizer.encode_document(text)[-self.max_tokens :] for text in rows.texts]
         self._examples[split] = texts, np.array([numbers[label] for label in labels])
 
@@ -213,6 +228,9 @@ class _Rows:
         labels, names = list(rows[label]), getattr(rows.features[label], "names", None)
         if names:
             labels = [None if number is None or number < 0 else names[number] for number in labels]
+        labels = [None if value == "" else value for value in labels]
+        if others := [value for value in labels if not isinstance(value, str | int | float | None)]:
+            raise UserError(f"the column {label!r} holds {others[0]!r}; names or numbers are expected")
         return cls([string or "" for string in rows[text]], labels)
 
     def take(self, rows: npt.NDArray[np.int64]) -> "_Rows":
@@ -220,5 +238,9 @@ class _Rows:
         return _Rows([self.texts[row] for row in rows], [self.labels[row] for row in rows])
 
 
-def _order(label: str | int | None) -> tuple[bool, str | int | None]:
-    return isinstance(label, str), label
+def _order(label: str | int | None) -> tuple[bool, float, str]:
+    try:
+        number = float(label or 0)
+    except ValueError:
+        number = math.nan
+    return (False, number, str(label)) if math.isfinite(number) else (True, 0.0, str(label))

@@ -295,7 +295,7 @@ def _check(file: Path) -> int:
         while True:
             chunk = source_file.read(_READ)
             if (zero := chunk.find(b"\0")) >= 0:
-                raise UserError(f"{file} is binary, not text: a zero byte at offset {offset + zero}")
+                raise UserError(f"{file} is binary or UTF-16, not text in UTF-8: a zero byte at offset {offset + zero}")
             pending = len(decoder.getstate()[0])
             try:
                 decoder.decode(chunk, final=not chunk)

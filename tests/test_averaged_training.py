@@ -191,7 +191,7 @@ class TestFromTheCommandLine:
         assert "epoch kept: " in text
         tuning = ["--model.optimization.fine_tuning=true", "--model.optimization.non_monotone=1"]
         main([*options, *tuning, f"--weights={folder}", "--name=tuned", "--trainer.max_epochs=2"])
-        assert f"started from: {folder}" in Path("logs/tuned/version_0/tuned/README.md").read_text()
+        assert f"started from: {folder.name}\n" in Path("logs/tuned/version_0/tuned/README.md").read_text()
         assert bundle.build(Path("logs/tuned/version_0/tuned")).optimization.fine_tuning
 
     def test_fine_tuning_wants_a_finished_model(self, options, capsys):

@@ -104,8 +104,10 @@ def test_a_card_of_another_make_is_named(tmp_path):
 
 def test_the_readmes_python_runs_and_uses_the_public_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    reviews = [{"text": f"{sentence} .", "stars": len(sentence) % 2} for sentence in sentences(60, seed=1)]
-    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(review) + "\n" for review in reviews))
+    (tmp_path / "reviews").mkdir()
+    for seed, split in enumerate(("train", "validation", "test")):
+        reviews = [{"text": f"{sentence} .", "stars": len(sentence) % 2} for sentence in sentences(40, seed)]
+        (tmp_path / "reviews" / f"{split}.jsonl").write_text("".join(json.dumps(review) + "\n" for review in reviews))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert examples

@@ -142,7 +142,7 @@ def test_only_numbers_of_a_foreign_recipes_trainer_are_used(model, monkeypatch, 
     main(["test", "tiny", *own_text])
     assert "over 59 predictions" in capsys.readouterr().out
     # A model from the Hub is not trusted to set up its own training either.
-    found = hub.Found("tiny", model, from_hub=True)
+    found = hub.Found("tiny", model, "me/tiny")
     monkeypatch.setattr(hub, "find", lambda *_: found)
     main(["fit", "tiny", *own_text, "--trainer.log_every_n_steps=1"])
     assert "the model lies in logs/tiny/version_0/tiny" in capsys.readouterr().out

@@ -100,7 +100,7 @@ class TestCorpus:
             (b"", "bad.txt is empty"),
             ("caf\u00e9\n".encode("latin-1"), "bad.txt is not UTF-8: byte 0xe9 at offset 3"),
             (b"ok\n" * 6_000_000 + b"\xff", "bad.txt is not UTF-8: byte 0xff at offset 18000000"),
-            (b"text\0", "bad.txt is binary, not text: a zero byte at offset 4"),
+            (b"text\0", "bad.txt is binary or UTF-16, not text in UTF-8: a zero byte at offset 4"),
             ("caf\u00e9".encode()[:-1], "bad.txt is not UTF-8: byte 0xc3 at offset 3"),
             (b"x" * ((1 << 24) - 1) + b"\xc3", f"bad.txt is not UTF-8: byte 0xc3 at offset {(1 << 24) - 1}"),
         ],

@@ -40,28 +40,33 @@ TOKENIZERS = {
 QUIET = {"progress": False, "batch_size": 4, "bptt": 9, "min_count": 1}
 
 
+def store(name, section, tokenizer):
+    """A model as if trained."""
+    torch.manual_seed(0)
+    model = bundle.instantiate(section, Path("config.yaml"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)  # its outputs tell the words apart
+    data = {"class_path": "datamodules.Corpus", "init_args": {"path": "x", "batching": "pieces", "bptt": 9}}
+    recipe = {"model": section, **({"data": data} if name == "pieces" else {}), "card": {"license": "mit"}}
+    measured = card.Measured("own text", "own text", "perplexity per word")
+    bundle.write(
+        Path("checkpoints") / name,
+        bundle.stored_weights(model),
+        recipe=yaml.safe_dump(recipe),
+        card=card.render(name, card.Card(license="mit"), measured),
+        tokenizer=tokenizer,
+        curve=[],
+    )
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A working folder with a text, and models in its `checkpoints`."""
     monkeypatch.chdir(tmp_path)
     Path("mine.txt").write_text("\n".join(sentences(80, seed=1)) + "\n")
     for name, section in RECIPES.items():
-        torch.manual_seed(0)
-        model = bundle.instantiate(section, Path("config.yaml"))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(5)  # as if trained: its outputs tell the words apart
-        data = {"class_path": "datamodules.Corpus", "init_args": {"path": "x", "batching": "pieces", "bptt": 9}}
-        recipe = {"model": section, **({"data": data} if name == "pieces" else {}), "card": {"license": "mit"}}
-        measured = card.Measured("own text", "own text", "perplexity per word")
-        bundle.write(
-            Path("checkpoints") / name,
-            bundle.stored_weights(model),
-            recipe=yaml.safe_dump(recipe),
-            card=card.render(name, card.Card(license="mit"), measured),
-            tokenizer=TOKENIZERS[name],
-            curve=[],
-        )
+        store(name, section, TOKENIZERS[name])
     return tmp_path
 
 
@@ -91,8 +96,14 @@ class TestLanguageModel:
         assert entry.measured.finished
         assert entry.measured.training["started_from"] == "words"
         assert card.number(entry.ours()) == numbers[1][3]
-        assert f"{numbers[1][2]} before fine-tuning and {numbers[1][3]} after" in " ".join(entry.card.notes)
+        assert f"of the test split: {numbers[1][2]} before, {numbers[1][3]} after" in " ".join(entry.measured.notes)
         assert entry.card.license == "mit"
+        text = Path("out/README.md").read_text()
+        asked = "finetune words --corpus mine.txt --output out --min_count 1 --epochs 3 --batch_size 4 --bptt 9\n"
+        assert asked in text
+        assert "cli.py fit" not in text
+        rates = [float(line.split(",")[2]) for line in Path("out/curve.csv").read_text().splitlines()[1:]]
+        assert max(rates) > 1e-2 / 2.6  # the last group's
 
         main(["test", "out"])
         assert f"perplexity per word {entry.ours():.6g} over {numbers[1][0]} predictions" in capsys.readouterr().out
@@ -113,7 +124,9 @@ class TestLanguageModel:
 
     def test_vocabulary_kept(self, here):
         done = tune(vocabulary="keep")
-        assert done.met == "vocabulary: the model's own 9 types; <unk> is 35.9% of the training text"
+        assert done.met.startswith(
+            "vocabulary: the model's own 9 types; <unk> is 35.9% of the training text; 532 / 34 / 30"
+        )
         assert zoo.load("out").tokenizer.fingerprint == TOKENIZERS["words"].fingerprint
 
     def test_vocabulary_new_and_fresh_weights(self, here):
@@ -162,9 +175,43 @@ class TestLanguageModel:
         tune(output="cut", epochs=3, resume=True)
         assert same(weights("out"), weights("cut"))
 
-    def test_it_stops_when_validation_does_not_improve(self, here):
-        done = tune(epochs=9, learning_rate=1e-12, patience=1)
-        assert card.read(done.folder).measured.training["epochs"] < 9
+    def test_it_stops_when_validation_does_not_improve_and_has_then_ended(self, here):
+        still = {"epochs": 9, "learning_rate": 1e-12, "patience": 1}
+        measured = card.read(tune(**still).folder).measured
+        assert (epochs := measured.training["epochs"]) < 9
+        assert f"stopped after {epochs} of 9 epochs" in " ".join(measured.notes)
+        shutil.rmtree("out")
+        assert card.read(tune(**still, resume=True).folder).measured.training["epochs"] == epochs
+
+    @pytest.mark.parametrize("unfreezing", ["gradual", "none"])
+    def test_lower_layers_wait_where_they_are_asked_to(self, here, unfreezing):
+        tune(epochs=1, unfreezing=unfreezing)
+        layers = ("layers.0.weight_ih_l0", "layers.1.weight_ih_l0")
+        old, new = weights("checkpoints/words"), weights("out")
+        assert all(torch.equal(old[name], new[name]) for name in layers) == (unfreezing == "gradual")
+
+    def test_fresh_layers_learn_at_one_rate(self, here, monkeypatch):
+        groups = []
+        monkeypatch.setattr(
+            LastCheckpoint, "on_train_start", lambda _, trainer, __: groups.append(trainer.optimizers[0].param_groups)
+        )
+        tune(epochs=1), tune(output="fresh", epochs=1, pretrained=False)
+        tuned, fresh = ([group["initial_lr"] for group in each] for each in groups)
+        assert tuned == pytest.approx([1e-2 / 2.6**2, 1e-2 / 2.6, 1e-2])
+        assert fresh == [1e-2] * 3
+
+    def test_fresh_weights_are_called_so(self, here):
+        tune(epochs=1, pretrained=False)
+        entry = card.read(Path("out"))
+        assert entry.card.title == "The network of words, trained on mine.txt"
+        assert "started_from" not in entry.measured.training
+        assert "fresh weights" in entry.measured.notes[0]
+
+    def test_characters_that_are_rare_are_unknown(self, here):
+        tune("letters", epochs=1, min_count=2, max_vocabulary=9)
+        assert zoo.load("out").tokenizer.vocab_size == 9
+        with pytest.raises(UserError, match="letters reads characters: normaliser and document"):
+            tune("letters", output="other", document="file")
 
     def test_the_best_model_is_kept_even_the_first(self, here):
         tune(epochs=1)
@@ -202,10 +249,10 @@ class TestClassifier:
         given = ["words", "--task=classification", "--corpus=mine.jsonl", "--output=out"]
         main(["finetune", *given, *options, "--progress=false"])
         out = capsys.readouterr().out
-        assert "2 classes: bad, good; 96 / 12 / 12 texts" in out
+        assert "2 classes: bad, good; 98 / 11 / 11 texts" in out
         entry = card.read(Path("out"))
         assert entry.ours() > 90
-        assert "test: mean F1 of the classes" in " ".join(entry.card.notes)
+        assert "test: mean F1 of the classes 100.00 %" in " ".join(entry.measured.notes)
         model = zoo.load("out")
         assert model.labels == ["bad", "good"]
         up, down = model.classify(["the bank rose", "N points fell"])
@@ -213,7 +260,7 @@ class TestClassifier:
         assert up["good"] + up["bad"] == pytest.approx(1)
         assert model.classify("the bank rose") == pytest.approx(up)
         main(["test", "out"])
-        assert f"accuracy in % {entry.ours():.6g} over 12 predictions of the test texts" in capsys.readouterr().out
+        assert f"accuracy in % {entry.ours():.6g} over 11 predictions of the test texts" in capsys.readouterr().out
         main(["predict", "out"])
         label, predicted, probability = Path("logs/out/predictions.tsv").read_text().splitlines()[1].split("\t")
         assert {label, predicted} <= {"bad", "good"}
@@ -233,7 +280,8 @@ class TestClassifier:
         [
             ({"label": "missing"}, "no column 'missing'; its columns are words, mood"),
             ({"text": "missing"}, "no column 'missing'"),
-            ({"label": "words"}, "96 of the 96 training texts|classes"),
+            ({"label": "words"}, "holds 92 classes in 98 training texts; .* is it another column"),
+            ({"batch_size": 2}, "batch_size is 2; it must be 3 or more"),
         ],
     )
     def test_columns_that_cannot_be(self, here, options, message):
@@ -245,6 +293,33 @@ class TestClassifier:
         Path("mine.jsonl").write_text('{"words": "the bank", "mood": "good"}\n' * 40)
         with pytest.raises(UserError, match="one class, good"):
             self.tune()
+
+    def test_an_encoder_that_cannot_be(self, here):
+        self.table()
+        self.tune(epochs=1)
+        with pytest.raises(UserError, match="out is a TextClassifier, not a language model"):
+            finetune_classifier("out", corpus="mine.jsonl", text="words", label="mood", output="other", progress=False)
+        with pytest.raises(UserError, match="recurrent batch norm reads pieces"):
+            finetune_classifier(
+                "pieces", corpus="mine.jsonl", text="words", label="mood", output="other", progress=False
+            )
+
+    def test_what_wraps_a_model_is_left_out_with_its_softmax(self, here):
+        inner = RECIPES["words"]
+        section = {"class_path": "zoo.models.FraternalLSTM", "init_args": {"model": inner}}
+        store("wrapped", section, TOKENIZERS["words"])
+        self.table()
+        finetune_classifier(
+            "wrapped", corpus="mine.jsonl", text="words", label="mood", output="out", epochs=1, progress=False
+        )
+        assert not [name for name in weights("out") if "softmax" in name or "model" in name]
+
+    def test_a_head_that_has_learnt_nothing_is_not_kept(self, here):
+        self.table()
+        self.tune(epochs=1, learning_rate=1e-12)
+        measured = card.read(Path("out")).measured
+        assert measured.training["epoch_kept"] == 1
+        assert "before" not in " ".join(measured.notes)
 
 
 class TestBadInput:
@@ -261,18 +336,43 @@ class TestBadInput:
             tune(output="folder", overwrite=True)
         assert Path("folder/thesis.txt").exists()
 
-    def test_no_word_in_common(self, here):
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({}, "no types but line ends by the rules 'penn_treebank'"),
+            ({"normaliser": "none"}, "none of the 5 types of the corpus is among the 9 of words"),
+            ({"vocabulary": "keep"}, "none of the corpus's types is among the 9 of words"),
+            (
+                {"vocabulary": "new", "normaliser": "none", "min_count": 99},
+                "no types but line ends .* with min_count 99",
+            ),
+        ],
+    )
+    def test_no_word_in_common(self, here, options, message):
         Path("mine.txt").write_text("слово за словом\n" * 40)
-        bare = Tokenizer.words(["a", "b", UNK], "penn_treebank")
-        section = {"class_path": "zoo.models.Zaremba", "init_args": {"vocab_size": 3, "hidden_size": 6}}
-        model = bundle.instantiate(section, Path("config.yaml"))
-        recipe = yaml.safe_dump({"model": section})
-        bundle.write(
-            Path("checkpoints/ab"), bundle.stored_weights(model), recipe=recipe, card="", tokenizer=bare, curve=[]
-        )
-        with pytest.raises(UserError, match="none of the .* is among the 3 of ab"):
-            tune("ab", normaliser="none")
+        with pytest.raises(UserError, match=message):
+            tune(**options)
         assert not Path("out").exists()
+        assert tune(vocabulary="new", normaliser="none", epochs=1).after
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"vocabulary": "transferr"}, "vocabulary is 'transferr'; it must be one of 'transfer', 'keep', 'new'"),
+            ({"normaliser": "ptb"}, "normaliser is 'ptb'"),
+            ({"unfreezing": "gradually"}, "unfreezing is 'gradually'"),
+            ({"epochs": 0}, "epochs is 0"),
+            ({"patience": 0}, "patience is 0"),
+            ({"bptt": 0}, "bptt is 0"),
+            ({"max_norm": -1.0}, r"max_norm is -1\.0"),
+            ({"max_vocabulary": 0}, "max_vocabulary is 0"),
+            ({"seed": -1}, "seed is -1"),
+            ({"output": "mine.txt/model"}, "mine.txt/model cannot be written: .*mine.txt is no folder"),
+        ],
+    )
+    def test_values_that_cannot_be(self, here, options, message):
+        with pytest.raises(UserError, match=message):
+            tune(**options)
 
     def test_what_is_no_language_model(self, here):
         with pytest.raises(UserError, match="zoneout-addition reads no text"):
@@ -281,8 +381,21 @@ class TestBadInput:
             tune("awd-lstm-ptb")
 
     def test_nothing_to_resume(self, here):
-        with pytest.raises(UserError, match="no run of out"):
+        with pytest.raises(UserError, match="^--resume: no run of out"):
             tune(resume=True)
+
+    def test_a_run_of_other_options_is_not_gone_on_with(self, here):
+        tune(epochs=1)
+        Path("other").mkdir()
+        with pytest.raises(
+            UserError, match=r"was begun with output .*out, not .*other/out; seed 1, not 7; ask for the same"
+        ):
+            tune(output="other/out", epochs=1, seed=7, resume=True)
+        with pytest.raises(UserError, match="pretrained True, not False"):
+            tune(overwrite=True, epochs=1, pretrained=False, resume=True)
+        Path("mine.txt").write_text("the bank rose\n" * 40)
+        with pytest.raises(UserError, match="vocabulary of the corpus"):
+            tune(overwrite=True, epochs=1, resume=True)
 
     def test_a_changed_bundle(self, here):
         shutil.copy("checkpoints/letters/model.safetensors", "checkpoints/words/model.safetensors")

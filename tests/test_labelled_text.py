@@ -70,6 +70,14 @@ def test_a_tenth_each_is_drawn_once_for_all(table):
     assert splits[0]["test"].texts != [text for text, _ in numbered(40)][-4:]
 
 
+def test_a_text_that_stands_twice_is_in_one_split(table):
+    rows = [(f"a {number % 25}", number % 3) for number in range(50)]
+    splits = table(rows)._rows
+    texts = {split: splits[split].texts for split in splits}
+    assert {split: len(texts[split]) for split in texts} == {"train": 42, "test": 4, "validation": 4}
+    assert len(set().union(*texts.values())) == sum(len(set(each)) for each in texts.values()) == 25
+
+
 def test_given_splits_are_taken(table):
     table([("b", 0), ("c", 1)], "held.jsonl")
     data = table(numbered(30), "mine.jsonl", test="held.jsonl")
@@ -84,10 +92,11 @@ def test_given_splits_are_taken(table):
         ([10, 9, 2], ["2", "9", "10"]),
         (["good", "bad", "so so"], ["bad", "good", "so so"]),
         ([True, False], ["False", "True"]),
+        (["10", "9", "1.5", "none"], ["1.5", "9", "10", "none"]),
     ],
 )
 def test_classes_are_in_order(table, labels, names):
-    data = table([("a", labels[number % len(labels)]) for number in range(60)])
+    data = table([(f"a {number}", labels[number % len(labels)]) for number in range(60)])
     assert data.labels == names
     for split in ("train", "validation", "test"):
         data.open(split)
@@ -149,6 +158,8 @@ def test_it_goes_on_in_the_middle_of_an_epoch(table):
     ("rows", "message"),
     [
         ([("a", "x")] * 40, "holds one class, x; two or more are expected"),
+        ([(f"a {number}", [number % 2]) for number in range(40)], r"holds \[0\]; names or numbers are expected"),
+        ([(f"a {number}", "" if number else "x") for number in range(40)], "training texts have no 'label'"),
         ([("a", None), *[("a", "x"), ("b", "y")] * 20], "1 training texts have no 'label'"),
         ([(f"a {number}", f"{number}") for number in range(1300)], "holds 1,040 classes .* at most 1,000"),
         ([("a", "x"), ("b", "y")] * 4, "the (test|validation) split has no texts"),

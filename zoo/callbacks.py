@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -60,6 +60,14 @@ class LastCheckpoint(Checkpoint):
         self.last_model_path = str(file)
 
 
+class Patience(EarlyStopping):
+    """`EarlyStopping` that lets a resumed run end where it had already stopped."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        trainer.should_stop |= self.wait_count >= self.patience
+
+
 class BestWeights(Callback):
     """Keeps the weights with which the model did best in validation.
 
@@ -96,6 +104,7 @@ class BestWeights(Callback):
 class LearningCurve(Callback):
     """One row an epoch: updates, learning rate, the training and validation metrics, seconds; survives a resume.
 
+    Of several learning rates it is the highest.
     Written to `curve.csv` and drawn to `curve.png` in the run's folder after each epoch.
     """
 
@@ -117,7 +126,7 @@ class LearningCurve(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         # At the epoch's end the schedule has already set the next epoch's rate.
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self._rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated = True

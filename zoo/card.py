@@ -148,6 +148,12 @@ class Measured:
 
     evaluations: list[Evaluated] = field(default_factory=list)
 
+    notes: list[str] = field(default_factory=list)
+    """What else was measured, one a bullet."""
+
+    command: str = ""
+    """What was called to train it, where that is not `fit` with its recipe."""
+
     protocol: str = STREAMED
     """How the results were measured."""
 
@@ -263,6 +269,8 @@ def _front_matter(name: str, card: Card, measured: Measured | None, base_model: 
                 **({"material": measured.material} if measured.material in _KINDS else {}),
                 "finished": measured.finished,
                 "training": measured.training,
+                **({"command": measured.command} if measured.command else {}),
+                **({"notes": measured.notes} if measured.notes else {}),
                 **({"evaluations": [asdict(each) for each in measured.evaluations]} if measured.evaluations else {}),
             },
         }
@@ -280,7 +288,11 @@ def _body(name: str, card: Card, measured: Measured | None, repo_id: str | None,
     elif not measured.finished:
         whose = "the paper's model" if card.paper else "a finished model"
         paragraphs.append(f"**Cut short: the run stopped before its schedule ended; these weights are not {whose}.**")
+    if measured and measured.command and not repo_id:
+        model = f"path/to/{name}"  # it lies where the user put it, under no name
     paragraphs.append(_numbers(model, card, measured))
+    if measured and measured.notes:
+        paragraphs.append("\n".join(f"- {note}" for note in measured.notes))
     if measured and measured.evaluations:
         paragraphs += ["## Scored in other ways", _evaluations(model, measured)]
     if card.notes:
@@ -288,7 +300,8 @@ def _body(name: str, card: Card, measured: Measured | None, repo_id: str | None,
     paragraphs.append("## Use")
     if repo_id:
         paragraphs.append("In a checkout of Recurrent Zoo, recurrent networks of 2014 to 2018 in PyTorch Lightning:")
-    paragraphs.append(_use(model, _kind(card, measured), measured is not None))
+    again = measured.command if measured and measured.command else f"python cli.py fit {model}"
+    paragraphs.append(_use(model, _kind(card, measured), measured is not None, again))
     if measured:
         data = f"[{measured.dataset_name}]({DATASETS}{measured.dataset})"
         facts = {"data": data if "/" in measured.dataset else measured.dataset_name, **measured.training}
@@ -333,19 +346,18 @@ def _evaluations(model: str, measured: Measured) -> str:
     return "\n\n".join(filter(None, ["\n".join(rows), text, notes, "```\n" + "\n".join(commands) + "\n```"]))
 
 
-def _use(model: str, kind: Kind, weights: bool) -> str:
-    fit = f"python cli.py fit {model}"
+def _use(model: str, kind: Kind, weights: bool, again: str) -> str:
     if not weights:
-        return f"```\n{fit}\n```"
+        return f"```\n{again}\n```"
     return (
         f'```python\nimport zoo\n\nmodel = zoo.load("{model}")\n{kind.use}\n```\n\n'
-        f"```\npython cli.py test {model}\n{fit}\n```"
+        f"```\npython cli.py test {model}\n{again}\n```"
     )
 
 
 def number(value: float | None) -> str:
-    """One of our numbers to four significant digits, or nothing."""
-    return "" if value is None else f"{value:#.4g}"
+    """One of our numbers to four significant digits or, from 1,000 on, in whole numbers; or nothing."""
+    return "" if value is None else f"{value:#.4g}" if value < 999.95 else f"{value:.0f}"
 
 
 def as_published(value: float | None) -> str:

@@ -4,20 +4,32 @@ Howard and Ruder 2018, "Universal language model fine-tuning for text classifica
 learning rates along a slanted triangle, gradual unfreezing. A model keeps its own noise.
 """
 
-from dataclasses import dataclass
+import hashlib
+import inspect
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
+import torch
 import yaml
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from datamodules import Corpus, LabelledText
+from datamodules.arguments import check_choice, check_positive
 from zoo import bundle, card, hub, runs
-from zoo.callbacks import BestWeights, GradualUnfreezing, LastCheckpoint, LearningCurve, run_folder
+from zoo.callbacks import BestWeights, GradualUnfreezing, LastCheckpoint, LearningCurve, Patience, run_folder
 from zoo.errors import UserError
-from zoo.files import RECIPE, TOKENIZER
+from zoo.files import RECIPE, SUMS, TOKENIZER
 from zoo.models import TextClassifier
 from zoo.optim import DiscriminativeAdam
 from zoo.provenance import commit
@@ -46,49 +58,105 @@ class FineTuned:
     """Validation and test before the first update, with the vocabulary of `after`."""
 
     after: list[card.Result]
-    """The same of the stored model; empty where the run was cut short."""
+    """The same of the stored model."""
 
     def __str__(self) -> str:
-        lines = []
-        for was, now in zip(self.before, self.after, strict=False):
-            of = f"{was.predictions:,} predictions of {was.split}"
-            lines.append(f"{self.metric} over {of}: {card.number(was.value)} before, {card.number(now.value)} after")
-        return "\n".join([*lines, f"the model lies in {self.folder}"])
+        return "\n".join([*self.comparison("over {:,} predictions of {}"), f"the model lies in {self.folder}"])
+
+    def comparison(self, of: str) -> list[str]:
+        """A line a split; `of` has places for its number of predictions and its name."""
+        was = {result.split: f"{card.number(result.value)} before, " for result in self.before}
+        return [
+            f"{self.metric} {of.format(now.predictions, now.split)}: {was.get(now.split, '')}{card.number(now.value)} after"
+            for now in self.after
+        ]
 
 
 @dataclass(frozen=True)
 class _Fit:
     """What the two kinds of fine-tuning share."""
 
-    started_from: str
-    found: hub.Found
-    folder: Path
+    asked: dict[str, Any]
+    """All options of the call; those that follow are among them."""
+
+    command: str
+    """The command line that asks for the same."""
+
+    name: str
+    output: str
+    overwrite: bool
+    pretrained: bool
     epochs: int
     patience: int | None
+    learning_rate: float
     unfreezing: Unfreezing
     max_norm: float
     seed: int
     resume: bool
     progress: bool
 
+    @classmethod
+    def of(cls, function: Callable[..., FineTuned], asked: dict[str, Any]) -> "_Fit":
+        """From a call of the function with these options; `UserError` where one of those shared cannot be."""
+        shared = {each.name: asked[each.name] for each in fields(cls) if each.name in asked}
+        return cls(dict(asked), _command(function, asked), **shared)
+
+    def __post_init__(self) -> None:
+        check_positive("epochs", self.epochs)
+        if self.patience is not None:
+            check_positive("patience", self.patience)
+        check_choice("unfreezing", self.unfreezing, get_args(Unfreezing))
+        if not 0 < self.max_norm < math.inf:
+            raise UserError(f"max_norm is {self.max_norm}; it must be positive and finite")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it must lie in [0, 2**32)")
+        _check_output(self.folder, self.overwrite)
+        self.found  # noqa: B018  # says so where there is no such model
+        seed_everything(self.seed, verbose=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where the bundle goes."""
+        return Path(self.output).expanduser()
+
+    @cached_property
+    def found(self) -> hub.Found:
+        """The model that it begins with."""
+        return hub.find(self.name)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its vocabulary; `UserError` where it reads no text."""
+        file = self.found.folder / TOKENIZER
+        if not file.exists():
+            bundle.verify(self.found.folder)  # says so where it is a recipe alone
+            raise UserError(f"{self.found.name} reads no text: fine-tuning begins with a language model")
+        return Tokenizer.from_file(file)
+
     def run(
         self, model: Task, section: dict[str, Any], data: Corpus | LabelledText, options: dict[str, Any], met: str
     ) -> FineTuned:
         """Measures, fits, measures and writes; `section` and `options` are the recipe's of the model and the data."""
+        runs.hush()
         name, base, began = self.folder.name, card.read(self.found.folder), commit()
-        checkpoint = runs.last_checkpoint(name) if self.resume else None
+        of_words = isinstance(model, LanguageModel)
+        norm = self.max_norm * data.bptt if isinstance(data, Corpus) and model.sums_steps else self.max_norm
+        rate = self.learning_rate
+        model.optimization = DiscriminativeAdam(rate) if self.pretrained else DiscriminativeAdam(rate, factor=1.0)
         print(met)
         curve, best = LearningCurve(), BestWeights()
-        callbacks: list[Callback] = [LastCheckpoint(), curve, best]
+        terms = _Terms(self._terms(data.tokenizer))
+        checkpoint = terms.checkpoint(name) if self.resume else None
+        callbacks: list[Callback] = [LastCheckpoint(), curve, best, terms]
         if self.patience is not None:
             metric = model.metric_type
             mode = "max" if metric.higher_is_better else "min"
-            callbacks.append(EarlyStopping(f"validation/{metric.name}", patience=self.patience, mode=mode))
-        if self.unfreezing == "gradual":
+            callbacks.append(Patience(f"validation/{metric.name}", patience=self.patience, mode=mode))
+        if self.unfreezing == "gradual" and self.pretrained:
             callbacks.append(GradualUnfreezing())
         trainer = Trainer(
             max_epochs=self.epochs,
-            gradient_clip_val=self.max_norm,
+            gradient_clip_val=norm,
             callbacks=[*callbacks, *([RichProgressBar()] if self.progress else [])],
             logger=runs.loggers(name),
             log_every_n_steps=1,
@@ -96,24 +164,42 @@ class _Fit:
             enable_model_summary=False,
             **runs.trainer_defaults(),
         )
-        before = runs.measure_splits(trainer, model, data)
-        best.take(model, epoch=0)
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-        finished = trainer.state.finished
-        facts = {"seed": self.seed, "commit": began, "started_from": self.started_from}
-        measured, weights = runs.measure(trainer, model, data, curve, best, facts, finished)
+        before = runs.measure_splits(trainer, model, data) if of_words else []
+        if of_words and self.pretrained:
+            best.take(model, epoch=0)
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        except (KeyboardInterrupt, SystemExit):
+            print(f"interrupted; --resume true goes on from what {run_folder(trainer)} has", file=sys.stderr)
+            raise
+        facts = {"seed": self.seed, "commit": began}
+        if self.pretrained:
+            facts["started_from"] = self.found.repository or self.found.name
+        measured, weights = runs.measure(trainer, model, data, curve, best, facts, finished=True)
         done = FineTuned(self.folder, met, model.metric_unit, before, measured.results)
+        measured.command = self.command
+        measured.notes = [met]
+        if isinstance(model, TextClassifier):
+            measured.notes += [f"{of}: mean F1 of the classes {value:.2f} %" for of, value in model.macro_f1.items()]
+        else:
+            measured.notes += [
+                f"{line}, with the same vocabulary and text" for line in done.comparison("of the {1} split")
+            ]
+        if trainer.current_epoch < self.epochs:
+            measured.notes.append(
+                f"stopped after {trainer.current_epoch} of {self.epochs} epochs, {self.patience} without improvement"
+            )
+        title = "{}, fine-tuned on {}" if self.pretrained else "The network of {}, trained on {}"
         described = card.Card(
-            title=f"{self.found.name}, fine-tuned on {measured.dataset_name}",
+            title=title.format(self.found.name, measured.dataset_name),
             paper=base.card.paper,
             arxiv=base.card.arxiv,
             metric=model.metric_unit,
-            notes=_notes(done, model),
             license=base.card.license,
         )
         recipe = {
             "seed_everything": self.seed,
-            "trainer": {"max_epochs": self.epochs, "gradient_clip_val": self.max_norm},
+            "trainer": {"max_epochs": self.epochs, "gradient_clip_val": norm},
             "model": section,
             "data": {"class_path": f"datamodules.{type(data).__name__}", "init_args": options},
             "card": {key: value for key, value in vars(described).items() if value},
@@ -121,6 +207,57 @@ class _Fit:
         text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
         runs.write(self.folder, name, model, weights, text, described, measured, curve, run_folder(trainer))
         return done
+
+    def _terms(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """What a run must share with the one that it goes on from."""
+        terms = {option: value for option, value in self.asked.items() if option not in _OF_THE_CALL}
+        sums = (self.found.folder / SUMS).read_bytes() if self.pretrained else b""
+        return {
+            **terms,
+            "output": str(self.folder.resolve()),
+            "vocabulary of the corpus": tokenizer.fingerprint,
+            "pretrained weights": hashlib.sha256(sums).hexdigest(),
+        }
+
+
+_OF_THE_CALL = {"overwrite", "resume", "progress"}
+"""Options that say nothing of the model."""
+
+
+class _Terms(Callback):
+    """Keeps what a run was begun with in its checkpoints."""
+
+    def __init__(self, terms: dict[str, Any]) -> None:
+        self.terms: dict[str, Any] = json.loads(json.dumps(terms, default=str))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.terms
+
+    def checkpoint(self, name: str) -> Path:
+        """The last one of the runs called so; `UserError` where that was begun with something else."""
+        file = runs.last_checkpoint(name, "--resume")
+        there = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["callbacks"].get(self.state_key, {})
+        other = [f"{term} {there.get(term)}, not {now}" for term, now in self.terms.items() if there.get(term) != now]
+        if other:
+            began = "; ".join(other) if there else "another command"
+            raise UserError(f"--resume: {file} was begun with {began}; ask for the same, or leave out --resume")
+        return file
+
+
+def _command(function: Callable[..., FineTuned], asked: dict[str, Any]) -> str:
+    """The command line that does it: what differs from the defaults, and of paths their last parts alone."""
+    words = ["python cli.py finetune"]
+    if function is finetune_classifier:
+        words.append("--task classification")
+    for option, parameter in inspect.signature(function).parameters.items():
+        value = asked[option]
+        if option in _OF_THE_CALL or value == parameter.default:
+            continue
+        if option == "output" or (option in ("name", "corpus", "validation", "test") and Path(value).exists()):
+            value = Path(value).name
+        words += [f"--{option}"] * (option != "name")
+        words.append(shlex.quote(str(value).lower() if isinstance(value, bool) else str(value)))
+    return " ".join(words)
 
 
 def finetune(
@@ -183,35 +320,33 @@ def finetune(
         resume: Go on from the newest checkpoint of a run with this output.
         progress: Show a progress bar.
     """
-    folder, found = _output(output, overwrite), hub.find(name)
-    seed_everything(seed, verbose=False)
-    own = _tokenizer(found)
-    trained_on = (bundle.read_recipe(found.folder).get("data") or {}).get("init_args") or {}
+    fit = _Fit.of(finetune, locals())
+    check_choice("vocabulary", vocabulary, get_args(Vocabulary))
+    own = fit.tokenizer
+    if own.level == "character" and (normaliser is not None or document != "line"):
+        raise UserError(f"{name} reads characters: normaliser and document are for models of words, leave them out")
+    trained_on = (bundle.read_recipe(fit.found.folder).get("data") or {}).get("init_args") or {}
     batching = trained_on.get("batching", "stream")
     options: dict[str, Any] = {
-        "path": corpus,
+        "path": str(corpus),
         "validation": validation,
         "test": test,
         "config": config,
         "column": text,
         "level": own.level,
         "document": document,
-        "normaliser": normaliser or own.normaliser,
+        "normaliser": own.normaliser if normaliser is None else normaliser,
         "min_count": min_count,
         "max_vocabulary": max_vocabulary,
         "batching": batching,
         "batch_size": batch_size,
-        "bptt": bptt or (trained_on.get("bptt", BPTT) if batching == "pieces" else BPTT),
+        "bptt": (trained_on.get("bptt", BPTT) if batching == "pieces" else BPTT) if bptt is None else bptt,
     }
     options = {option: value for option, value in options.items() if value is not None}
     data = Corpus(**options)
-    model, section, met = _language_model(found, own, data, vocabulary, pretrained)
-    model.optimization = _optimization(learning_rate, pretrained)
+    model, section, met = _language_model(fit.found, own, data, vocabulary, pretrained)
     model.bptt = None
-    how = unfreezing if pretrained else "none"
-    norm = max_norm * data.bptt if model.sums_steps else max_norm
-    fit = _Fit(name, found, folder, epochs, patience, how, norm, seed, resume, progress)
-    return fit.run(model, section, data, options, met)
+    return fit.run(model, section, data, options, f"{met}; {data.sizes}")
 
 
 def finetune_classifier(
@@ -239,8 +374,9 @@ def finetune_classifier(
 ) -> FineTuned:
     """Trains a pretrained language model's layers to name the class of a text, and leaves the classifier as a bundle.
 
-    It reads by the language model's vocabulary: make that the texts' own first (`finetune` on the same corpus). Logs and
-    checkpoints go to `logs/<the output's name>`.
+    It reads by the language model's vocabulary: make that the texts' own first (`finetune`), on the training texts alone, as
+    it does where the corpus has splits (`train.jsonl`, `validation.jsonl`, `test.jsonl` in one folder). Logs and checkpoints
+    go to `logs/<the output's name>`.
 
     Args:
         name: A language model's name, folder or Hub repository.
@@ -264,11 +400,11 @@ def finetune_classifier(
         resume: Go on from the newest checkpoint of a run with this output.
         progress: Show a progress bar.
     """
-    folder, found = _output(output, overwrite), hub.find(name)
-    seed_everything(seed, verbose=False)
-    own = _tokenizer(found)
+    fit = _Fit.of(finetune_classifier, locals())
+    if batch_size < 3:
+        raise UserError(f"batch_size is {batch_size}; it must be 3 or more, so that no batch has a single text")
     options: dict[str, Any] = {
-        "path": corpus,
+        "path": str(corpus),
         "validation": validation,
         "test": test,
         "config": config,
@@ -279,70 +415,61 @@ def finetune_classifier(
     }
     options = {option: value for option, value in options.items() if value is not None}
     data = LabelledText(**options)
-    data.tokenizer = own
-    encoder = hub.load(str(found.folder)) if pretrained else hub.build(str(found.folder))
-    assert isinstance(encoder, LanguageModel)
+    folder = fit.found.folder
+    data.tokenizer = fit.tokenizer
+    encoder = bundle.load(folder) if pretrained else bundle.build(folder)
+    if not isinstance(encoder, LanguageModel):
+        raise UserError(f"{name} is a {type(encoder).__name__}, not a language model")
     classes = data.labels
     model = TextClassifier(encoder, len(classes)).train()
-    model.tokenizer = own
-    model.optimization = _optimization(learning_rate, pretrained)
+    model.tokenizer = data.tokenizer
     section = {
         "class_path": "zoo.models.TextClassifier",
-        "init_args": {"encoder": bundle.read_recipe(found.folder)["model"], "num_classes": len(classes)},
+        "init_args": {"encoder": bundle.read_recipe(folder)["model"], "num_classes": len(classes)},
     }
-    how = unfreezing if pretrained else "none"
-    fit = _Fit(name, found, folder, epochs, patience, how, max_norm, seed, resume, progress)
-    return fit.run(model, section, data, options, f"{len(classes)} classes: {', '.join(classes)}; {data.sizes}")
+    met = f"{len(classes)} classes: {', '.join(classes)}; {data.sizes}"
+    return fit.run(model, section, data, options, met if pretrained else f"{met}; fresh weights")
 
 
-def _output(output: str, overwrite: bool) -> Path:
-    folder = Path(output).expanduser()
+def _check_output(folder: Path, overwrite: bool) -> None:
+    """Before a training whose result could not be written."""
     if folder.exists() and not overwrite:
         raise UserError(f"output {folder} exists: name another folder, or give --overwrite=true")
     if folder.exists() and not (folder / RECIPE).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output {folder} exists and is no model, so it is not overwritten: name another folder")
-    return folder
-
-
-def _optimization(learning_rate: float, pretrained: bool) -> DiscriminativeAdam:
-    return DiscriminativeAdam(learning_rate) if pretrained else DiscriminativeAdam(learning_rate, factor=1.0)
-
-
-def _tokenizer(found: hub.Found) -> Tokenizer:
-    if not (found.folder / TOKENIZER).exists():
-        bundle.verify(found.folder)  # says so where it is a recipe alone
-        raise UserError(f"{found.name} reads no text: fine-tuning begins with a language model")
-    return Tokenizer.from_file(found.folder / TOKENIZER)
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"output {folder} cannot be written: {there} is no folder in which you may write")
 
 
 def _language_model(
     found: hub.Found, own: Tokenizer, data: Corpus, vocabulary: Vocabulary, pretrained: bool
 ) -> tuple[LanguageModel, dict[str, Any], str]:
     """The model on its vocabulary, which the data then has too; its section of the recipe; and how the words met."""
-    of_corpus, data.tokenizer = (own if vocabulary == "keep" else data.tokenizer), own
+    of_corpus = own if vocabulary == "keep" else data.tokenizer
+    data.tokenizer = own
     before = _unknown(data)
     data.tokenizer = of_corpus
+    _check_words(found, of_corpus, data, vocabulary)
     unknown = f"<unk> is {_unknown(data):.1%} of the training text"
     rows = origins(own, of_corpus)
     if vocabulary == "keep":
         met = f"vocabulary: the model's own {own.vocab_size:,} types; {unknown}"
     else:
         known = np.array([row is not None and new != of_corpus.unk_id for new, row in enumerate(rows)])
-        counts = np.bincount(data.ids("train"), minlength=len(known))
+        counts = _counts(data)
         share = counts[known].sum() / counts.sum()
         met = (
             f"vocabulary: {len(known):,} types of the corpus, {known.sum():,} of them the model's words too, {share:.1%} of "
             f"the training text; {unknown}, {before:.1%} by the model's words"
         )
-    if not pretrained or vocabulary == "keep":
-        section = resized(bundle.read_recipe(found.folder)["model"], of_corpus.vocab_size)
+    section = resized(bundle.read_recipe(found.folder)["model"], of_corpus.vocab_size)
+    if not pretrained:
         model = bundle.instantiate(section, found.folder / RECIPE)
         model.tokenizer = of_corpus
-        if pretrained:
-            bundle.verify(found.folder)
-            bundle.load_weights(model, found.folder)
-        else:
-            met += "; fresh weights"
+        met += "; fresh weights"
+    elif vocabulary == "keep":
+        model = bundle.load(found.folder).train()
     else:
         model, section = transfer(found.folder, of_corpus, rows if vocabulary == "transfer" else None)
         met += "; all of them begin afresh" if vocabulary == "new" else ""
@@ -351,17 +478,31 @@ def _language_model(
     return model, section, met
 
 
+def _check_words(found: hub.Found, tokenizer: Tokenizer, data: Corpus, vocabulary: Vocabulary) -> None:
+    """Raises `UserError` where the vocabulary has nothing of the training text but line ends."""
+    counts = _counts(data)
+    for neither in (tokenizer.unk_id, tokenizer.end_of_line_id):
+        if neither is not None:
+            counts[neither] = 0
+    if counts.any():
+        return
+    if vocabulary == "keep":
+        raise UserError(
+            f"none of the corpus's types is among the {tokenizer.vocab_size:,} of {found.name}: begin with rows of "
+            "their own (vocabulary 'new'), or take another model"
+        )
+    raise UserError(
+        f"the training text has no types but line ends by the rules {data.normaliser!r} with min_count {data.min_count}: "
+        "normaliser 'none' leaves its words as they stand, min_count 1 keeps the rare ones"
+    )
+
+
+def _counts(data: Corpus) -> npt.NDArray[np.int64]:
+    """How often each type stands in the training text."""
+    return np.bincount(data.ids("train"), minlength=data.tokenizer.vocab_size)
+
+
 def _unknown(data: Corpus) -> float:
     """The share of the training text that is <unk>."""
     unknown = data.tokenizer.unk_id
     return 0.0 if unknown is None else float(np.mean(data.ids("train") == unknown))
-
-
-def _notes(done: FineTuned, model: Task) -> list[str]:
-    notes = [done.met]
-    for was, now in zip(done.before, done.after, strict=False):
-        values = f"{card.number(was.value)} before fine-tuning and {card.number(now.value)} after"
-        notes.append(f"{was.split}: {done.metric} {values}, with the same vocabulary and text.")
-    if isinstance(model, TextClassifier):
-        notes += [f"{split}: mean F1 of the classes {value:.2f} %." for split, value in model.macro_f1.items()]
-    return notes

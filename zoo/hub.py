@@ -32,7 +32,8 @@ class Found:
     """What the model is called; a snapshot from the Hub lies in a folder that is called by its commit."""
 
     folder: Path
-    from_hub: bool = False
+    repository: str | None = None
+    """Where on the Hub it came from."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ def find(name: str, revision: str | None = None) -> Found:
         return Found(local.resolve().name, local)
     if name in PUBLISHED:
         repository, commit = PUBLISHED[name]
-        return Found(name, _download(repository, revision or commit), from_hub=True)
+        return Found(name, _download(repository, revision or commit), repository)
     if path.is_dir():
         raise UserError(f"{name} is a folder but no model: it has no {RECIPE}")
     if _may_be_repository(name):
-        return Found(path.name, _download(name, revision), from_hub=True)
+        return Found(path.name, _download(name, revision), name)
     close = difflib.get_close_matches(path.name, names(), n=3, cutoff=0.4)
     known = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names()) or 'none'}."
     places = ", ".join(map(str, _homes()))

@@ -68,7 +68,7 @@ def expand(command: str, arguments: list[str]) -> list[str]:
 
 def _recipe(found: hub.Found, as_it_stands: bool) -> list[str]:
     """The options for a model's recipe: as it stands to train one of our own, else only what may run from anywhere."""
-    if as_it_stands and not found.from_hub:
+    if as_it_stands and found.repository is None:
         return ["--config", str(found.folder / RECIPE)]
     recipe = bundle.read_recipe(found.folder)
     if not as_it_stands:
@@ -121,7 +121,7 @@ class ZooCLI(LightningCLI):
             self.recipe, self.recipe_changed = self._recipe_text()
         checkpoint = config.get("ckpt_path")
         if checkpoint == "last":
-            config.ckpt_path = str(last_checkpoint(self.name))
+            config.ckpt_path = str(last_checkpoint(self.name, "--ckpt_path last"))
         elif checkpoint is not None and not Path(checkpoint).is_file():
             if self._command == "fit":
                 raise UserError(
@@ -224,7 +224,8 @@ class ZooCLI(LightningCLI):
         uncut = runs.whole(options.limit_train_batches) and not options.overfit_batches and trainer.max_steps == -1
         facts = {"seed": self._get(self.config, "seed_everything"), "commit": self.commit}
         if weights_of := self._get(self.config, "weights"):
-            facts["started_from"] = weights_of
+            found = hub.find(weights_of)
+            facts["started_from"] = found.repository or found.name
         described = card.Card(**self._get(self.config, "card").as_dict())
         if self.recipe_changed:
             described.notes.append(CHANGED)

@@ -44,12 +44,12 @@ def loggers(name: str) -> list[Logger]:
     return [CSVLogger(LOGS, name, version=board.version), board]
 
 
-def last_checkpoint(name: str) -> Path:
-    """The newest checkpoint of the runs called so; `UserError` where there is none."""
+def last_checkpoint(name: str, option: str) -> Path:
+    """The newest checkpoint of the runs called so; `UserError` names the option that asks for it where there is none."""
     versions = (LOGS / name).glob("version_*/checkpoints/last.ckpt")
     found = sorted(versions, key=lambda file: int(file.parts[-3].removeprefix("version_")))
     if not found:
-        raise UserError(f"--ckpt_path last: no run of {name} under {LOGS / name} has a checkpoint")
+        raise UserError(f"{option}: no run of {name} under {LOGS / name} has a checkpoint")
     print(f"going on from {found[-1]}")
     return found[-1]
 

@@ -245,12 +245,13 @@ def word_vocabulary(counts: Counter[str], *, min_count: int = 1, max_size: int |
     return sorted([*words, *always], key=lambda w: (-counts[w], w))
 
 
-def character_vocabulary(blocks: Iterable[str]) -> list[str]:
+def character_vocabulary(blocks: Iterable[str], *, min_count: int = 1, max_size: int | None = None) -> list[str]:
     """The characters of the blocks by falling frequency, ties by code point."""
     counts = np.zeros(_CODE_POINTS, dtype=np.int64)
     for block in blocks:
         counts += np.bincount(_code_points(block), minlength=_CODE_POINTS)
-    return [chr(code) for code in np.argsort(-counts, stable=True)[: np.count_nonzero(counts)]]
+    frequent = np.argsort(-counts, stable=True)[: np.count_nonzero(counts >= min_count)]
+    return [chr(code) for code in frequent[:max_size]]
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

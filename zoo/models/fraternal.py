@@ -56,6 +56,10 @@ class FraternalLSTM(LanguageModel):
     def resized(cls, arguments: dict[str, Any], vocab_size: int) -> dict[str, Any]:
         return arguments  # the vocabulary is the model's within
 
+    @property
+    def encoder(self) -> LanguageModel:
+        return self.model.encoder
+
     def encode(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         return self.model.encode(tokens, state)
 

@@ -12,6 +12,7 @@ from zoo.batches import Labelled, Texts
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.heads import ConcatPooling
+from zoo.layers import BatchNormLSTM
 from zoo.metrics import MacroF1
 from zoo.optim import DiscriminativeAdam, Optimization
 from zoo.tasks import LanguageModel, SequenceClassifier
@@ -21,7 +22,8 @@ from zoo.tasks.classification import right
 class TextClassifier(SequenceClassifier):
     """A language model's layers read a text, and `zoo.heads.ConcatPooling` names its class (section 3.3).
 
-    - `encoder`: any language model; its softmax is left out, its regularisers stay.
+    - `encoder`: any language model but one with batch norm, whose statistics are those of steps of pieces of one length. It
+      is read up to its last layer, with the noise within; softmax, output dropout and penalties are left out.
     - `hidden_size`, `input_dropout` and `hidden_dropout` are the head's.
     - `optimization`: `zoo.optim.DiscriminativeAdam` if not given. The gradient's norm is clipped to `max_norm`.
 
@@ -43,6 +45,11 @@ class TextClassifier(SequenceClassifier):
     ) -> None:
         super().__init__(num_classes)
         self.optimization, self.max_norm = optimization or DiscriminativeAdam(1e-2), max_norm
+        encoder = encoder.encoder
+        if any(isinstance(module, BatchNormLSTM) for module in encoder.modules()):
+            raise UserError(
+                "a model with recurrent batch norm reads pieces of one length, not texts: take another encoder"
+            )
         with torch.no_grad(), evaluating(encoder):
             outputs, _ = encoder.encode(torch.zeros(1, 1, dtype=torch.long))
         encoder.softmax = nn.Identity()

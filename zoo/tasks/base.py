@@ -252,7 +252,7 @@ class Task(LightningModule):
     def _divergence(self, what: str) -> UserError:
         written = [str(getattr(callback, "last_model_path", "")) for callback in self.trainer.checkpoint_callbacks]
         good = next(filter(None, [*written, self.trainer.ckpt_path]), None)
-        last = f"the last good checkpoint is {good} (--ckpt_path)" if good else "no checkpoint was written before"
+        last = f"the last good checkpoint is {good}" if good else "no checkpoint was written before"
         return UserError(f"{what}: the run diverged; {last}. A lower learning rate may help")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -93,6 +93,11 @@ class LanguageModel(Task):
     def encode(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Token ids (T, B) and a state (None: zeros) -> the last layer's outputs (T, B, D), state."""
 
+    @property
+    def encoder(self) -> "LanguageModel":
+        """The model whose `encode` and `softmax` these are: another where this one wraps it."""
+        return self
+
     def run(self, tokens: Tensor, state: State = None) -> Outputs:
         """`encode`, and what the softmax makes of it."""
         hidden, state = self.encode(tokens, state)
