@@ -67,6 +67,23 @@ def train(share: float, epochs: int) -> None:
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
+def curve_of(share: float) -> list[dict[str, float]]:
+    """A row an epoch of a finished run."""
+    bundle = bundle_of(share)
+    assert bundle is not None
+    with (bundle / "curve.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def line(share: float, kept: dict[str, float], last: dict[str, float]) -> list[str]:
+    """The table's line of a run, from the epoch that it kept and its last one."""
+    bundle = bundle_of(share)
+    assert bundle is not None
+    train, validation = "train/perplexity", "validation/perplexity"
+    values = (kept[train], kept[validation], card.read(bundle).ours(), last[train], last[validation])
+    return [f"{share:g}", f"{kept['epoch']:g}", *(f"{value:.1f}" for value in values)]
+
+
 def draw(curves: dict[float, list[dict[str, float]]], file: Path) -> None:
     """Validation and training perplexity by epoch."""
     from matplotlib.figure import Figure  # half a second to import
@@ -102,26 +119,10 @@ def main() -> None:
             train(share, arguments.epochs)
     if arguments.train:
         return
-    curves, lines, best = {}, [], {}
-    for share in arguments.shares:
-        bundle = bundle_of(share)
-        assert bundle is not None
-        with (bundle / "curve.csv").open() as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        curves[share] = rows
-        kept = min(rows, key=lambda row: row["validation/perplexity"])
-        best[share] = kept["validation/perplexity"]
-        found = [kept["train/perplexity"], best[share], card.read(bundle).ours(), rows[-1]["train/perplexity"]]
-        lines.append(
-            [
-                f"{share:g}",
-                f"{kept['epoch']:g}",
-                *(f"{value:.1f}" for value in [*found, rows[-1]["validation/perplexity"]]),
-            ]
-        )
-    chosen = min(arguments.shares, key=lambda share: best[share])
-    verdict = f"By validation the best share is {chosen:g}: {best[chosen]:.1f}"
-    verdict += f", and {best[0.0]:.1f} without regularisers." if chosen else ", no regulariser at all."
+    curves = {share: curve_of(share) for share in arguments.shares}
+    kept = {share: min(rows, key=lambda row: row["validation/perplexity"]) for share, rows in curves.items()}
+    chosen = min(kept, key=lambda share: kept[share]["validation/perplexity"])
+    verdict = f"By validation the best of these shares is {chosen:g}."
     with (arguments.output / "quarter_awd_lstm.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["share", *curves[chosen][0]])
@@ -130,7 +131,7 @@ def main() -> None:
         str(arguments.output / Path(__file__).name),
         "AWD-LSTM at a quarter of its width, with and without its regularisers",
         ["share", "best epoch", "train", "validation", "test", "last: train", "last: validation"],
-        lines,
+        [line(share, kept[share], rows[-1]) for share, rows in curves.items()],
         NOTES.format(**SIZES, epochs=len(curves[chosen]), verdict=verdict),
     )
     draw(curves, arguments.output / "quarter_awd_lstm.png")

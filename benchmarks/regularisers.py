@@ -89,10 +89,11 @@ trouble; it ranks nothing for large ones.
 - AWD-LSTM's set: locked dropout 0.4, weight drop 0.5, embedding dropout 0.1, AR 2, TAR 1, all of them times the
   number.
 - Weight noise is on the matrices of the recurrent layer.
-- Where a training perplexity stands far above its neighbours (LSTM, variational dropout p 0.5: 1041; GRU, embedding
-  dropout p 0.1: 331), the first of the {BATCH} columns is lost: it begins with the corpus's list of 24 names that stand
-  nowhere else ("aer banknote berlitz ..."), on which the state grows as long as it lasts (|c| up to 32) and from which
-  it never comes back; 37 and 24 nats a token there, and a perplexity of 213 and 129 in the others.
+- In the run of 2026-11-22: where a training perplexity stands far above its neighbours (LSTM, variational dropout p
+  0.5: 1041; GRU, embedding dropout p 0.1: 331), the first of the {BATCH} columns is lost: it begins with the corpus's
+  list of 24 names that stand nowhere else ("aer banknote berlitz ..."), on which the state grows as long as it lasts
+  (|c| up to 32) and from which it never comes back; 37 and 24 nats a token there, and a perplexity of 213 and 129 in
+  the others.
 - No row: input-gate dropout is recurrent dropout per step, the same product by another name. DropConnect draws a
   matrix for each example, here {UNITS} x 10,000 numbers for each of {BATCH * BPTT} words; its like on the recurrent
   matrix is weight drop. A GRU has no cell to drop (RNNDrop), and no second state to share zoneout's mask.

@@ -106,16 +106,19 @@ class Corpus(TextDataModule):
 
     @property
     def sizes(self) -> str:
-        """How many tokens each split has, and where those come from that the corpus does not name."""
-        counts = " / ".join(f"{len(self.ids(split)):,}" for split in ("train", "validation", "test"))
-        cut = [split for split in ("validation", "test") if self._parts[split].rows is self._parts["train"].rows]
-        held_out = f"; {' and '.join(cut)}: the last of {HELD_OUT} parts of the corpus{' each' * (len(cut) > 1)}"
-        return f"{counts} tokens for training, validation and test{held_out if cut else ''}"
+        """How many tokens each split has, and which were cut from the end."""
+        counts = {split: len(self.ids(split)) for split in self._parts}
+        cut = f"cut from the end of the corpus, one line or row in {HELD_OUT}"
+        return source.sizes(counts, "tokens", self._parts.keys() - self._opened.keys(), cut)
+
+    @cached_property
+    def _opened(self) -> dict[Split, "_Part"]:
+        opened = source.open_splits(self._paths, [self.column], config=self.config, root=self.root)
+        return {split: _Part(*rows, self.column, self._by_line) for split, rows in opened.items()}
 
     @cached_property
     def _parts(self) -> dict[Split, "_Part"]:
-        opened = source.open_splits(self._paths, [self.column], config=self.config, root=self.root)
-        parts = {split: _Part(*rows, self.column, self._by_line) for split, rows in opened.items()}
+        parts = dict(self._opened)
         whole = parts["train"]
         held_out, end = len(whole) // HELD_OUT, len(whole)
         for split in ("test", "validation"):
@@ -153,7 +156,7 @@ class _Part:
     """Rows `start` to `stop` of a column as text, with `<eos>` after each line, or after each file or row of a table."""
 
     def __init__(self, rows: datasets.Dataset, file_ends: Sequence[int] | None, column: str, by_line: bool) -> None:
-        self.rows, self._column = rows, column
+        self._rows, self._column = rows, column
         self._start, self._stop = 0, len(rows)
         self._ends = None if by_line else file_ends or range(1, len(rows) + 1)
 
@@ -169,7 +172,7 @@ class _Part:
     def blocks(self) -> Iterator[str]:
         """The rows as text, in blocks that end after a blank or a line break."""
         row = self._start
-        for block in source.blocks(self.rows.select(range(row, self._stop)), self._column, separator="\0"):
+        for block in source.blocks(self._rows.select(range(row, self._stop)), self._column, separator="\0"):
             yield from _cut(self._text(block, row))
             row += block.count("\0") if self._ends else 0
 

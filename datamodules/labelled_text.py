@@ -17,7 +17,7 @@ from zoo.errors import UserError
 from zoo.tokenizer import Ids, Tokenizer
 
 HELD_OUT = 10
-"""One different text in this many is drawn for validation, and as many for testing, where the data set has no such split."""
+"""One distinct text in this many is drawn for validation, and as many for testing, where the data set has no such split."""
 
 _SEED = 0
 """Of that draw, which is the same for every run."""
@@ -34,7 +34,7 @@ class LabelledText(DataModule):
 
     `path` (likewise `validation` and `test`) is what `Corpus` takes, but for plain text: JSON lines, Parquet, CSV, a folder
     or pattern of such, or a data set of the Hub (`config` its configuration). Where there is no validation or test split, a
-    tenth each of the different texts, drawn once for all, is taken from the training rows; a text that stands in several of
+    tenth each of the distinct texts, drawn once for all, is taken from the training rows; a text that stands in several of
     them goes to one split with all of them.
 
     `text` and `label` name the columns. Classes are in the order of their names, numbers first and by size. A text stands
@@ -99,9 +99,9 @@ class LabelledText(DataModule):
     def _rows(self) -> dict[Split, "_Rows"]:
         rows = dict(self._opened)
         drawn = rows["train"]
-        numbers: dict[str, int] = {}
-        number = np.array([numbers.setdefault(text, len(numbers)) for text in drawn.texts], dtype=np.int64)
-        order = np.random.default_rng(_SEED).permutation(len(numbers))
+        distinct: dict[str, int] = {}
+        number = np.array([distinct.setdefault(text, len(distinct)) for text in drawn.texts], dtype=np.int64)
+        order = np.random.default_rng(_SEED).permutation(len(distinct))
         held_out = len(order) // HELD_OUT
         for split in ("test", "validation"):
             if split not in rows:
@@ -128,11 +128,10 @@ class LabelledText(DataModule):
 
     @property
     def sizes(self) -> str:
-        """How many texts each split has."""
-        counts = " / ".join(f"{len(self._rows[split].texts):,}" for split in ("train", "validation", "test"))
-        drawn = [split for split in ("validation", "test") if split not in self._opened]
-        held_out = f"; {' and '.join(drawn)}: one text in {HELD_OUT}{' each' * (len(drawn) > 1)}, drawn once for all"
-        return f"{counts} texts for training, validation and test{held_out if drawn else ''}"
+        """How many texts each split has, and which were drawn."""
+        counts = {split: len(rows.texts) for split, rows in self._rows.items()}
+        drawn = f"drawn once for all, one text in {HELD_OUT}"
+        return source.sizes(counts, "texts", self._rows.keys() - self._opened.keys(), drawn)
 
     def texts(self, split: Split) -> list[str]:
         """The texts of a split, in order."""

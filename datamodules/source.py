@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -172,6 +172,14 @@ def dataset_name(path: str, config: str | None) -> str:
     """The bare name of the file, the folder or the data set that `path` stands for."""
     name = os.path.basename(os.path.abspath(path))
     return name if config is None else f"{name} ({config})"
+
+
+def sizes(counts: Mapping[Split, int], of: str, held_out: Collection[Split], how: str) -> str:
+    """How large the splits are, and how those came about that the data does not have."""
+    splits: tuple[Split, ...] = get_args(Split)
+    stated = f"{' / '.join(f'{counts[split]:,}' for split in splits)} {of} for training, validation and test"
+    names = " and ".join(split for split in splits if split in held_out)
+    return f"{stated}; {names} {how}{' each' * (len(held_out) > 1)}" if held_out else stated
 
 
 def _open(path: str, columns: Sequence[str], config: str | None, root: str | None) -> dict[str, Rows]:

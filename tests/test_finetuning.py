@@ -232,9 +232,9 @@ class TestClassifier:
             )
         Path(file).write_text("\n".join(lines) + "\n")
 
-    def tune(self, output="out", **options):
+    def tune(self, output="out", name="words", **options):
         given = {"label": "mood", "text": "words", "epochs": 12, "patience": None, "batch_size": 8, "progress": False}
-        return finetune_classifier("words", corpus="mine.jsonl", output=output, **given | options)
+        return finetune_classifier(name, corpus="mine.jsonl", output=output, **given | options)
 
     def test_it_learns_is_loaded_and_tested(self, here, capsys):
         self.table()
@@ -298,20 +298,16 @@ class TestClassifier:
         self.table()
         self.tune(epochs=1)
         with pytest.raises(UserError, match="out is a TextClassifier, not a language model"):
-            finetune_classifier("out", corpus="mine.jsonl", text="words", label="mood", output="other", progress=False)
+            self.tune("other", "out")
         with pytest.raises(UserError, match="recurrent batch norm reads pieces"):
-            finetune_classifier(
-                "pieces", corpus="mine.jsonl", text="words", label="mood", output="other", progress=False
-            )
+            self.tune("other", "pieces")
 
     def test_what_wraps_a_model_is_left_out_with_its_softmax(self, here):
         inner = RECIPES["words"]
         section = {"class_path": "zoo.models.FraternalLSTM", "init_args": {"model": inner}}
         store("wrapped", section, TOKENIZERS["words"])
         self.table()
-        finetune_classifier(
-            "wrapped", corpus="mine.jsonl", text="words", label="mood", output="out", epochs=1, progress=False
-        )
+        self.tune(name="wrapped", epochs=1)
         assert not [name for name in weights("out") if "softmax" in name or "model" in name]
 
     def test_a_head_that_has_learnt_nothing_is_not_kept(self, here):

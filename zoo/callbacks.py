@@ -104,8 +104,8 @@ class BestWeights(Callback):
 class LearningCurve(Callback):
     """One row an epoch: updates, learning rate, the training and validation metrics, seconds; survives a resume.
 
-    Of several learning rates it is the highest.
-    Written to `curve.csv` and drawn to `curve.png` in the run's folder after each epoch.
+    Of several learning rates the highest stands there. Written to `curve.csv` and drawn to `curve.png` in the run's folder
+    after each epoch.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -41,6 +40,9 @@ Vocabulary = Literal["transfer", "keep", "new"]
 Unfreezing = Literal["gradual", "none"]
 
 BPTT = 70
+
+_OF_THE_CALL = {"overwrite", "resume", "progress"}
+"""Options that say nothing of the model."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class _Fit:
     command: str
     """The command line that asks for the same."""
 
-    name: str
+    found: hub.Found
+    """The model that it begins with."""
+
     output: str
     overwrite: bool
     pretrained: bool
@@ -97,9 +101,11 @@ class _Fit:
 
     @classmethod
     def of(cls, function: Callable[..., FineTuned], asked: dict[str, Any]) -> "_Fit":
-        """From a call of the function with these options; `UserError` where one of those shared cannot be."""
+        """From a call of the function with these options, seeded; `UserError` where one of those shared cannot be."""
         shared = {each.name: asked[each.name] for each in fields(cls) if each.name in asked}
-        return cls(dict(asked), _command(function, asked), **shared)
+        fit = cls(dict(asked), _command(function, asked), hub.find(asked["name"]), **shared)
+        seed_everything(fit.seed, verbose=False)
+        return fit
 
     def __post_init__(self) -> None:
         check_positive("epochs", self.epochs)
@@ -111,20 +117,13 @@ class _Fit:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie in [0, 2**32)")
         _check_output(self.folder, self.overwrite)
-        self.found  # noqa: B018  # says so where there is no such model
-        seed_everything(self.seed, verbose=False)
 
     @property
     def folder(self) -> Path:
         """Where the bundle goes."""
         return Path(self.output).expanduser()
 
-    @cached_property
-    def found(self) -> hub.Found:
-        """The model that it begins with."""
-        return hub.find(self.name)
-
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """Its vocabulary; `UserError` where it reads no text."""
         file = self.found.folder / TOKENIZER
@@ -138,8 +137,7 @@ class _Fit:
     ) -> FineTuned:
         """Measures, fits, measures and writes; `section` and `options` are the recipe's of the model and the data."""
         runs.hush()
-        name, base, began = self.folder.name, card.read(self.found.folder), commit()
-        of_words = isinstance(model, LanguageModel)
+        name, began = self.folder.name, commit()
         norm = self.max_norm * data.bptt if isinstance(data, Corpus) and model.sums_steps else self.max_norm
         rate = self.learning_rate
         model.optimization = DiscriminativeAdam(rate) if self.pretrained else DiscriminativeAdam(rate, factor=1.0)
@@ -164,8 +162,8 @@ class _Fit:
             enable_model_summary=False,
             **runs.trainer_defaults(),
         )
-        before = runs.measure_splits(trainer, model, data) if of_words else []
-        if of_words and self.pretrained:
+        before = runs.measure_splits(trainer, model, data) if isinstance(model, LanguageModel) else []
+        if before and self.pretrained:
             best.take(model, epoch=0)
         try:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
@@ -177,26 +175,11 @@ class _Fit:
             facts["started_from"] = self.found.repository or self.found.name
         measured, weights = runs.measure(trainer, model, data, curve, best, facts, finished=True)
         done = FineTuned(self.folder, met, model.metric_unit, before, measured.results)
-        measured.command = self.command
-        measured.notes = [met]
-        if isinstance(model, TextClassifier):
-            measured.notes += [f"{of}: mean F1 of the classes {value:.2f} %" for of, value in model.macro_f1.items()]
-        else:
-            measured.notes += [
-                f"{line}, with the same vocabulary and text" for line in done.comparison("of the {1} split")
-            ]
+        measured.command, measured.notes = self.command, [met, *_notes(done, model)]
         if trainer.current_epoch < self.epochs:
-            measured.notes.append(
-                f"stopped after {trainer.current_epoch} of {self.epochs} epochs, {self.patience} without improvement"
-            )
-        title = "{}, fine-tuned on {}" if self.pretrained else "The network of {}, trained on {}"
-        described = card.Card(
-            title=title.format(self.found.name, measured.dataset_name),
-            paper=base.card.paper,
-            arxiv=base.card.arxiv,
-            metric=model.metric_unit,
-            license=base.card.license,
-        )
+            ended = f"stopped after {trainer.current_epoch} of {self.epochs} epochs"
+            measured.notes.append(f"{ended}, {self.patience} of them without improvement")
+        described = self._card(measured)
         recipe = {
             "seed_everything": self.seed,
             "trainer": {"max_epochs": self.epochs, "gradient_clip_val": norm},
@@ -208,6 +191,17 @@ class _Fit:
         runs.write(self.folder, name, model, weights, text, described, measured, curve, run_folder(trainer))
         return done
 
+    def _card(self, measured: card.Measured) -> card.Card:
+        base = card.read(self.found.folder).card
+        title = "{}, fine-tuned on {}" if self.pretrained else "The network of {}, trained on {}"
+        return card.Card(
+            title=title.format(self.found.name, measured.dataset_name),
+            paper=base.paper,
+            arxiv=base.arxiv,
+            metric=measured.metric,
+            license=base.license,
+        )
+
     def _terms(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What a run must share with the one that it goes on from."""
         terms = {option: value for option, value in self.asked.items() if option not in _OF_THE_CALL}
@@ -218,10 +212,6 @@ class _Fit:
             "vocabulary of the corpus": tokenizer.fingerprint,
             "pretrained weights": hashlib.sha256(sums).hexdigest(),
         }
-
-
-_OF_THE_CALL = {"overwrite", "resume", "progress"}
-"""Options that say nothing of the model."""
 
 
 class _Terms(Callback):
@@ -244,20 +234,25 @@ class _Terms(Callback):
         return file
 
 
+def _notes(done: FineTuned, model: Task) -> list[str]:
+    """The bullets of the card on what was measured."""
+    if isinstance(model, TextClassifier):
+        return [f"{split}: mean F1 of the classes {value:.2f} %" for split, value in model.macro_f1.items()]
+    return [f"{line}, with the same vocabulary and text" for line in done.comparison("of the {1} split")]
+
+
 def _command(function: Callable[..., FineTuned], asked: dict[str, Any]) -> str:
     """The command line that does it: what differs from the defaults, and of paths their last parts alone."""
-    words = ["python cli.py finetune"]
-    if function is finetune_classifier:
-        words.append("--task classification")
+    task = ["--task", "classification"] if function is finetune_classifier else []
+    shown = {option: str(value).lower() if isinstance(value, bool) else str(value) for option, value in asked.items()}
+    for option in {"name", "corpus", "validation", "test", "output"}:
+        if option == "output" or Path(shown[option]).exists():
+            shown[option] = Path(shown[option]).name
+    words = ["python", "cli.py", "finetune", shown["name"], *task]
     for option, parameter in inspect.signature(function).parameters.items():
-        value = asked[option]
-        if option in _OF_THE_CALL or value == parameter.default:
-            continue
-        if option == "output" or (option in ("name", "corpus", "validation", "test") and Path(value).exists()):
-            value = Path(value).name
-        words += [f"--{option}"] * (option != "name")
-        words.append(shlex.quote(str(value).lower() if isinstance(value, bool) else str(value)))
-    return " ".join(words)
+        if option != "name" and option not in _OF_THE_CALL and asked[option] != parameter.default:
+            words += [f"--{option}", shown[option]]
+    return shlex.join(words)
 
 
 def finetune(
@@ -481,9 +476,7 @@ def _language_model(
 def _check_words(found: hub.Found, tokenizer: Tokenizer, data: Corpus, vocabulary: Vocabulary) -> None:
     """Raises `UserError` where the vocabulary has nothing of the training text but line ends."""
     counts = _counts(data)
-    for neither in (tokenizer.unk_id, tokenizer.end_of_line_id):
-        if neither is not None:
-            counts[neither] = 0
+    counts[list(tokenizer.markers)] = 0
     if counts.any():
         return
     if vocabulary == "keep":

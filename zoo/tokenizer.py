@@ -99,6 +99,7 @@ class Tokenizer:
         self.unk_id: int | None = library.token_to_id(UNK)
         self.end_of_line: str = EOS if self.level == "word" else "\n"
         self.end_of_line_id: int | None = library.token_to_id(self.end_of_line)
+        self.markers: set[int] = {mark for mark in (self.unk_id, self.end_of_line_id) if mark is not None}
         self._chunks: dict[str, list[int]] = {}
         self._characters = np.full(_CODE_POINTS if self.level == "character" else 0, -1, dtype=np.int32)
 

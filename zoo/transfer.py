@@ -73,8 +73,7 @@ def transfer(folder: Path, tokenizer: Tokenizer, rows: list[int | None] | None) 
     state, start = pretrained.state_dict(), model.state_dict()
     of_words = [name for name, value in state.items() if value.shape != shapes[name]]
     if rows is not None:
-        neither = {tokenizer.unk_id, tokenizer.end_of_line_id}
-        if all(row is None for token, row in enumerate(rows) if token not in neither):
+        if all(row is None for token, row in enumerate(rows) if token not in tokenizer.markers):
             raise UserError(
                 f"none of the {len(rows):,} types of the corpus is among the {pretrained.vocab_size:,} of {folder.name}: "
                 "begin with rows of their own (vocabulary 'new'), or take another model"

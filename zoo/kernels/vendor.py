@@ -12,9 +12,8 @@ def run(
     cell: Literal["lstm", "gru", "rnn_tanh", "rnn_relu"], inputs: Tensor, state: tuple[Tensor, ...], weights: Weights
 ) -> tuple[Tensor, ...]:
     """One layer without noise: outputs (T, B, H), then the final state (B, H) each."""
-    if (
-        inputs.shape[:2].numel() == 1 and inputs.device.type == "cpu"
-    ):  # where oneDNN's packing of the weights takes longest
+    if inputs.shape[:2].numel() == 1 and inputs.device.type == "cpu":
+        # oneDNN packs the weights at every call, which takes longer than the one step.
         final = getattr(torch, f"{cell}_cell")(inputs[0], state if cell == "lstm" else state[0], *weights)
         final = final if cell == "lstm" else (final,)
         return (final[0].unsqueeze(0), *final)

@@ -57,8 +57,8 @@ class FraternalLSTM(LanguageModel):
         return arguments  # the vocabulary is the model's within
 
     @property
-    def encoder(self) -> LanguageModel:
-        return self.model.encoder
+    def unwrapped(self) -> LanguageModel:
+        return self.model.unwrapped
 
     def encode(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         return self.model.encode(tokens, state)

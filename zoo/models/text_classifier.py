@@ -45,7 +45,7 @@ class TextClassifier(SequenceClassifier):
     ) -> None:
         super().__init__(num_classes)
         self.optimization, self.max_norm = optimization or DiscriminativeAdam(1e-2), max_norm
-        encoder = encoder.encoder
+        encoder = encoder.unwrapped
         if any(isinstance(module, BatchNormLSTM) for module in encoder.modules()):
             raise UserError(
                 "a model with recurrent batch norm reads pieces of one length, not texts: take another encoder"

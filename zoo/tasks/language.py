@@ -94,8 +94,8 @@ class LanguageModel(Task):
         """Token ids (T, B) and a state (None: zeros) -> the last layer's outputs (T, B, D), state."""
 
     @property
-    def encoder(self) -> "LanguageModel":
-        """The model whose `encode` and `softmax` these are: another where this one wraps it."""
+    def unwrapped(self) -> "LanguageModel":
+        """The model itself, or the one within that it trains in another way."""
         return self
 
     def run(self, tokens: Tensor, state: State = None) -> Outputs:
