@@ -286,6 +286,9 @@ class TestPrompts:
             model.generate("zebra gnu zebra\n")
         with pytest.raises(UserError, match="'zebra'"):
             model.stream("zebra")  # before anything is asked of the stream
+        for call in (model.generate, model.start):
+            with pytest.raises(UserError, match="^prompt 2: none of its words"):
+                call(["the", "gnu", "zebra"])
         assert model.generate("the zebra", tokens=0) == f"the {UNK}"
         assert model.generate(UNK, tokens=0) == UNK
 
@@ -377,6 +380,7 @@ class TestCommand:
         ("options", "said"),
         [
             (["--prompt", "zebra"], "none of its words ('zebra') is among the 5"),
+            (["--prompts_file", "prompts"], "prompt 2: none of its words ('zebra') is among the 5"),
             (["--prompts_file", "nowhere"], "nowhere cannot be read"),
             (["--prompts_file", "empty"], "empty is empty; a prompt a line"),
             (["--prompts_file", "empty", "--prompt", "a"], "prompt and prompts_file are both given"),
@@ -386,4 +390,5 @@ class TestCommand:
     )
     def test_bad_input_is_named(self, tiny, options, said, capsys):
         Path("empty").touch()
+        Path("prompts").write_text("a b\nzebra\nc\n")
         assert said in fails(capsys, "generate", "tiny", *options)

@@ -69,7 +69,7 @@ class Decoding:
 def generate(model: "LanguageModel", prompts: Sequence[str], how: Decoding) -> list[str]:
     """Every prompt as the model reads it, continued; `<unk>` is never added."""
     tokenizer = tokenizer_of(model)
-    before = [_encode(tokenizer, prompt) for prompt in prompts]
+    before = _encode_all(tokenizer, prompts)
     with evaluating(model):
         after = [text for first in range(0, len(before), _ROWS) for text in _texts(model, before[first:][:_ROWS], how)]
     return [tokenizer.decode([*prompt, *text]) for prompt, text in zip(before, after, strict=True)]
@@ -88,7 +88,7 @@ def start(model: "LanguageModel", prompt: str | Sequence[str]) -> tuple[Tensor, 
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not prompts:
         raise UserError("prompt holds no text; give one or more")
-    return _side_by_side([_read(model, _encode(tokenizer, text)) for text in prompts])
+    return _side_by_side([_read(model, ids) for ids in _encode_all(tokenizer, prompts)])
 
 
 @torch.no_grad()
@@ -121,14 +121,20 @@ def select(state: "State", texts: Tensor) -> "State":
     return _map(lambda parts: parts[0].index_select(1, texts), [state])
 
 
-def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def _encode_all(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Each prompt's ids; of several the `UserError` says which it was, counted from 1."""
+    names = [f"prompt {number}" if len(prompts) > 1 else "prompt" for number in range(1, len(prompts) + 1)]
+    return [_encode(tokenizer, prompt, name) for prompt, name in zip(prompts, names, strict=True)]
+
+
+def _encode(tokenizer: Tokenizer, prompt: str, name: str = "prompt") -> list[int]:
     """The prompt's ids; `UserError` where there are words and the model knows none."""
     ids: list[int] = tokenizer.encode(prompt).tolist()
     if {tokenizer.unk_id} == {*ids} - {tokenizer.end_of_line_id} and UNK not in prompt:
         unknown = list(dict.fromkeys(prompt.split() if tokenizer.level == "word" else prompt))
         names = ", ".join([*map(repr, unknown[:10]), *(["..."] if len(unknown) > 10 else [])])
         raise UserError(
-            f"prompt: none of its {tokenizer.level}s ({names}) is among the {tokenizer.vocab_size:,} that the model knows; "
+            f"{name}: none of its {tokenizer.level}s ({names}) is among the {tokenizer.vocab_size:,} that the model knows; "
             "give one that is"
         )
     return ids
