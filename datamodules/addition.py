@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from datamodules.arguments import check_positive
 from datamodules.loader import DataModule, Draw, Examples, Split
+from zoo.arguments import check_counts
 from zoo.batches import PAD, Translated
 from zoo.errors import UserError
 
@@ -50,8 +50,7 @@ class Addition(DataModule):
         self, first_difficulty: int = 2, greatest_difficulty: int = 5, batch_size: int = 32, batches: int = 20
     ) -> None:
         super().__init__()
-        for name, value in {"first_difficulty": first_difficulty, "batch_size": batch_size, "batches": batches}.items():
-            check_positive(name, value)
+        check_counts(first_difficulty=first_difficulty, batch_size=batch_size, batches=batches)
         if greatest_difficulty < first_difficulty:
             raise UserError(
                 f"greatest_difficulty is {greatest_difficulty}; it must be first_difficulty, {first_difficulty}, or more"

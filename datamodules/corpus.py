@@ -11,8 +11,8 @@ from typing import Literal, get_args
 import datasets
 
 from datamodules import source
-from datamodules.arguments import check_choice, check_positive
 from datamodules.text import Batching, Split, TextDataModule
+from zoo.arguments import check_choice, check_counts
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Level, Normaliser, Tokenizer, character_vocabulary, count_words, word_vocabulary
 
@@ -82,9 +82,7 @@ class Corpus(TextDataModule):
         check_choice("level", level, get_args(Level))
         check_choice("document", document, get_args(Document))
         check_choice("normaliser", normaliser, get_args(Normaliser))
-        check_positive("min_count", min_count)
-        if max_vocabulary is not None:
-            check_positive("max_vocabulary", max_vocabulary)
+        check_counts(min_count=min_count, max_vocabulary=max_vocabulary)
         self.level: Level = level
         self.normaliser: Normaliser = normaliser
         self.min_count, self.max_vocabulary = min_count, max_vocabulary

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from datamodules import source
-from datamodules.arguments import check_positive
 from datamodules.loader import DataModule, Draw, Examples, Split
+from zoo.arguments import check_counts
 from zoo.batches import Labelled, Texts
 from zoo.errors import UserError
 from zoo.tokenizer import Ids, Tokenizer
@@ -56,8 +56,7 @@ class LabelledText(DataModule):
         tokenizer: str | None = None,
     ) -> None:
         super().__init__()
-        check_positive("batch_size", batch_size)
-        check_positive("max_tokens", max_tokens)
+        check_counts(batch_size=batch_size, max_tokens=max_tokens)
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.text, self.label, self.config, self.root = text, label, config, root
         self._paths: dict[Split, str | None] = {"train": path, "validation": validation, "test": test}

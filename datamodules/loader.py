@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from lightning import LightningDataModule
 
-from datamodules.arguments import check_shares
+from zoo.arguments import check_shares
 from zoo.errors import UserError
 
 Split = Literal["train", "validation", "test"]

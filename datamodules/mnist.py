@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from datamodules import source, token_file
-from datamodules.arguments import check_choice, check_positive
 from datamodules.loader import DataModule, Draw, Examples, Split
+from zoo.arguments import check_choice, check_counts
 from zoo.batches import Labelled
 from zoo.errors import UserError
 
@@ -58,7 +58,7 @@ class SequentialMNIST(DataModule):
         super().__init__()
         check_choice("order", order, get_args(Order))
         check_choice("downsample", downsample, tuple(n for n in range(1, SIDE + 1) if SIDE % n == 0))
-        check_positive("batch_size", batch_size)
+        check_counts(batch_size=batch_size)
         self.order, self.downsample, self.batch_size, self.root = order, downsample, batch_size, root
         self.num_steps = (SIDE // downsample) ** 2
         """T."""

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import datasets
 
 from datamodules import source
-from datamodules.arguments import check_choice
 from datamodules.text import Batching, Split, TextDataModule
+from zoo.arguments import check_choice
 from zoo.errors import UserError
 from zoo.tokenizer import Level, Tokenizer, character_vocabulary, count_words, word_vocabulary
 

@@ -215,11 +215,11 @@ def _find(path: str, root: str | None) -> list[Path]:
         return []
     own, *_ = places = _places(path, root)
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):  # Path.is_file raises for a name too long
             return [place]
         if _is_data_set(place):
             return [] if place != own and is_dataset_id(path) else [place]
-        if place.is_dir():
+        if os.path.isdir(place):
             files = [file for file in place.rglob("*") if file.suffix.lower() in _KINDS and file.is_file()]
             texts = [file for file in files if not any(map(_NO_TEXT.match, file.relative_to(place).parts))]
             if not texts:
@@ -233,7 +233,7 @@ def _find(path: str, root: str | None) -> list[Path]:
 def _is_data_set(folder: Path) -> bool:
     """Whether the folder has a card that declares configurations."""
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    text = card.read_text(encoding="utf-8", errors="replace") if os.path.isfile(card) else ""
     return re.match(r"---\n((?!---).*\n)*?configs:", text) is not None
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from datamodules import token_file
-from datamodules.arguments import check_choice, check_positive
 from datamodules.loader import DataModule, Draw
 from datamodules.loader import Split as Split
 from datamodules.pieces import Pieces
 from datamodules.stream import SHORTEST, RandomWindows, Stream
+from zoo.arguments import check_choice, check_counts
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Ids, Tokenizer
 
@@ -53,8 +53,7 @@ class TextDataModule(DataModule):
         evaluation: Batching | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "bptt": bptt}.items():
-            check_positive(name, value)
+        check_counts(batch_size=batch_size, bptt=bptt)
         check_choice("batching", batching, get_args(Batching))
         check_choice("evaluation", evaluation, (None, *get_args(Batching)))
         of_streams = {"drop_last": drop_last, "random_bptt": random_bptt, "max_bptt": max_bptt}

@@ -180,6 +180,21 @@ class TestBadInput:
     def test_unknown_command(self, capsys):
         assert "no command 'tset'" in fails(capsys, "tset")
 
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["test"], "test wants a model's name before its options: test NAME ..."),
+            (["fit", "--trainer.max_steps", "1", "tiny"], "fit wants a model's name before its options"),
+            (["fit", "--config=tiny", "--trainer.max_steps", "1", "tiny"], "a model's name comes first: fit tiny ..."),
+            (["score", "x" * 300, "mine.txt"], "no model 'xxx"),
+            (["score", "tiny", "mine.txt", f"--output={'x' * 300}"], "cannot be written: File name too long"),
+            (["score", "tiny", "mine.txt", "--evaluation=DynamicEvaluation"], "which score does not have: test NAME"),
+        ],
+    )
+    def test_what_a_command_cannot_make_sense_of(self, model, arguments, said, capsys):
+        Path("mine.txt").write_text("a b c\n")
+        assert said in fails(capsys, *arguments)
+
     def test_unknown_name(self, model, capsys):
         assert "no model 'tiiny': did you mean tiny" in fails(capsys, "score", "tiiny", "-")
         assert "no model 'tiiny': did you mean tiny" in fails(capsys, "test", "tiiny")
@@ -274,7 +289,20 @@ def test_logs_go_to_logs_alone(model):
         ]
     )  # fmt: skip
     assert sorted(path.name for path in Path().iterdir()) == ["logs", "mine.txt"]
-    assert sorted(path.name for path in Path("logs").iterdir()) == ["checkpoints", "config.yaml", "tiny"]
+    run_folder = Path("logs", "tiny", "version_0")
+    assert [path.name for path in Path("logs").iterdir()] == ["tiny"]
+    assert sorted(path.name for path in run_folder.iterdir()) == ["checkpoints", "config.yaml", "tiny"]
+
+
+def test_a_fast_development_run_leaves_nothing(model):
+    Path("mine.txt").write_text("a b c\n" * 300)
+    main(
+        [
+            "fit", "tiny", "--data=datamodules.Corpus", "--data.init_args.path=mine.txt",
+            "--trainer.fast_dev_run=true", f"--data.init_args.tokenizer={model}",
+        ]
+    )  # fmt: skip
+    assert [path.name for path in Path().iterdir()] == ["mine.txt"]
 
 
 def test_a_name_stands_for_a_checkpoint_too(model, capsys):

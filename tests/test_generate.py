@@ -12,6 +12,7 @@ from tests.test_cli import fails, home_of_models
 from zoo import hub
 from zoo.cli import main
 from zoo.errors import UserError
+from zoo.evaluation import Temperature
 from zoo.generate import join, select
 from zoo.layers import GRU, LSTM
 from zoo.models import (
@@ -291,6 +292,19 @@ class TestPrompts:
                 call(["the", "gnu", "zebra"])
         assert model.generate("the zebra", tokens=0) == f"the {UNK}"
         assert model.generate(UNK, tokens=0) == UNK
+
+    def test_what_is_no_text_is_refused(self, model):
+        for call in (
+            lambda: model.generate(3),
+            lambda: model.generate(["the", 3]),
+            lambda: model.generate("the", tokens="5"),
+            lambda: model.stream(["the", "bank"]),
+            lambda: model.step([1], model.start("the")[1]),
+            lambda: model.score(["the"]),
+            lambda: model.score("the", evaluation=Temperature),
+        ):
+            with pytest.raises(UserError, match=r"(prompt|prompt 2|tokens|text|evaluation) is .*; expected a "):
+                call()
 
     def test_states_that_count_other_steps_are_not_joined(self):
         model = build("batch norm")

@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 import yaml
 
 import zoo
@@ -305,6 +306,18 @@ class TestNames:
             zoo.load("zarembasmall-ptb")
         with pytest.raises(UserError, match="known are .*zaremba-small-ptb"):
             zoo.load("qqq")
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("", "name is empty; known are"),
+            (None, "name is None, a NoneType; expected a str or Path"),
+            (torch.nn.ReLU(), "ReLU"),
+        ],
+    )
+    def test_what_is_no_name(self, name, said):
+        with pytest.raises(UserError, match=said):
+            zoo.load(name)
 
     def test_a_folder_that_is_no_model_says_so(self, tmp_path):
         with pytest.raises(UserError, match=r"is a folder but no model: it has no config\.yaml"):

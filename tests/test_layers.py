@@ -506,10 +506,10 @@ def test_sizes_must_be_positive(kind, sizes):
     [
         (LSTM, {"dropout": 1.0}, r"1.0; a dropout probability lies in \[0, 1\)"),
         (GRU, {"dropout": -0.1}, "-0.1; a dropout probability"),
-        (LSTM, {"bias": "three"}, "bias is 'three', expected one of 'two', 'one', 'none'"),
-        (LSTM, {"initial_state": "ones"}, "initial_state is 'ones', expected one of 'zero', 'learned'"),
-        (LSTM, {"backend": "fast"}, "backend is 'fast', expected one of 'auto', 'reference'"),
-        (RNN, {"nonlinearity": "elu"}, "nonlinearity is 'elu', expected one of 'tanh', 'relu'"),
+        (LSTM, {"bias": "three"}, "bias is 'three'; it must be one of 'two', 'one', 'none'"),
+        (LSTM, {"initial_state": "ones"}, "initial_state is 'ones'; it must be one of 'zero', 'learned'"),
+        (LSTM, {"backend": "fast"}, "backend is 'fast'; it must be one of 'auto', 'reference'"),
+        (RNN, {"nonlinearity": "elu"}, "nonlinearity is 'elu'; it must be one of 'tanh', 'relu'"),
         (LSTM, {"state_noise": [Bernoulli("rec"), StateDropout(0.5)]}, "both claim noise.rec of the LSTM"),
         (GRU, {"state_noise": CellDropout(0.5)}, "CellDropout has no place in a GRU"),
     ],
@@ -533,13 +533,18 @@ def test_a_state_of_other_sizes_is_named():
         GRU(4, 6, 2)(inputs, (torch.zeros(2, 3, 6), torch.zeros(2, 3, 6)))
 
 
+def test_dropout_that_has_no_place_is_said():
+    with pytest.warns(UserWarning, match=r"dropout is 0\.5 and acts between layers, of which there is 1"):
+        zoo.LSTM(I, H, dropout=0.5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_that_do_not_fit_are_named(kind):
     layer = OURS[kind](I, H)
     packed = pack_padded_sequence(torch.randn(T, B, I), LENGTHS)
     with pytest.raises(ValueError, match=r"inputs are a PackedSequence, expected .*\(T, B, 5\).* `lengths`"):
         layer(packed)
-    with pytest.raises(ValueError, match=r"inputs have shape \(13, 5\), expected .*\(T, B, 5\).* `lengths`"):
+    with pytest.raises(ValueError, match=r"inputs have shape \(13, 5\), expected \(T, B, 5\); .*inputs.unsqueeze\(1\)"):
         layer(torch.randn(T, I))
     with pytest.raises(ValueError, match="inputs are 6 wide, expected input_size 5"):
         layer(torch.randn(T, B, 6))
@@ -552,7 +557,7 @@ def test_inputs_that_do_not_fit_are_named(kind):
 @pytest.mark.parametrize(
     ("slots", "message"),
     [
-        ({"state_noise": 0.5}, "state_noise is 0.5, expected a StateRegulariser"),
+        ({"state_noise": 0.5}, "state_noise is 0.5, a float; expected a StateRegulariser"),
         ({"state_noise": [zoo.Zoneout(0.1), zoo.WeightDrop(0.5)]}, "state_noise is WeightDrop.*StateRegulariser"),
         ({"weight_noise": zoo.Zoneout(0.1)}, "weight_noise is Zoneout.*expected a WeightRegulariser"),
     ],

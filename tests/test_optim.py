@@ -10,7 +10,17 @@ from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.errors import UserError
 from zoo.models import Zaremba
-from zoo.optim import NTASGD, ClippedUpdateAdam, FlooredRMSprop, OneCycle, PlateauSGD, RMSProp, StepAdam
+from zoo.optim import (
+    NTASGD,
+    ClippedUpdateAdam,
+    DecayedSGD,
+    FlooredRMSprop,
+    OneCycle,
+    OneCycleAdam,
+    PlateauSGD,
+    RMSProp,
+    StepAdam,
+)
 
 
 def parameters(seed=0):
@@ -367,6 +377,12 @@ def test_one_cycle():
         (lambda p: FlooredRMSprop(p, lr=1, decay=1.1), "decay"),
         (lambda p: FlooredRMSprop(p, lr=1, decay=0.5, floor=0), "floor"),
         (lambda p: ClippedUpdateAdam(p, lr=1, max_update_norm=0), "max_update_norm"),
+        (lambda _: DecayedSGD(-1, 4, 2), "learning_rate"),
+        (lambda _: DecayedSGD(1, -1, 2), "constant_epochs"),
+        (lambda _: DecayedSGD(1, 4, 0), "decay"),
+        (lambda _: StepAdam(math.nan), "learning_rate"),
+        (lambda _: StepAdam(1, weight_decay=-1), "weight_decay"),
+        (lambda _: OneCycleAdam(1, (1, 1, 1, 1), div=0), "div"),
     ],
 )
 def test_bad_arguments_are_named(make, name):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 
+import zoo
 from tests.conftest import ROOT
 from zoo import demo
 
@@ -39,6 +40,15 @@ def test_the_wheel_has_both_packages_and_the_command(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no models here" in done.stderr
+
+
+def test_what_is_public_can_be_found():
+    code = "import sys, zoo; print(zoo.optim.NTASGD.__name__, zoo.UserError.__name__, *dir(zoo))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    optimizer, error, *names = done.stdout.split()
+    assert (optimizer, error) == ("NTASGD", "UserError")
+    assert {"load", "LSTM", "Zoneout", "evaluation", "models", "optim", "__version__"} <= {*names}
+    assert all(hasattr(zoo, name) for name in names)
 
 
 def test_the_demo_runs_and_learns_something(capsys, tmp_path, monkeypatch):

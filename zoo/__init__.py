@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoo import evaluation as evaluation
+    from zoo import functional as functional
+    from zoo import heads as heads
+    from zoo import kernels as kernels
     from zoo import models as models
+    from zoo import noise as noise
+    from zoo import optim as optim
+    from zoo import tasks as tasks
+    from zoo.errors import UserError as UserError
     from zoo.finetuning import finetune as finetune
     from zoo.finetuning import finetune_classifier as finetune_classifier
     from zoo.hub import build as build
@@ -37,7 +44,10 @@ if TYPE_CHECKING:
     from zoo.regularisers import WeightDrop as WeightDrop
     from zoo.regularisers import Zoneout as Zoneout
 
+_MODULES = ("evaluation", "functional", "heads", "kernels", "models", "noise", "optim", "tasks")
+
 _HOME = {
+    "UserError": "zoo.errors",
     **dict.fromkeys(("finetune", "finetune_classifier"), "zoo.finetuning"),
     **dict.fromkeys(("names", "load", "build"), "zoo.hub"),
     **dict.fromkeys(("BatchNormLSTM", "GRU", "LSTM", "LayerNormLSTM", "RNN"), "zoo.layers"),
@@ -71,8 +81,12 @@ __all__ = [*_HOME]
 
 def __getattr__(name: str) -> object:
     # Imported on first use, so that `import zoo` and `recurrent-zoo list` do not wait for torch.
-    if name in ("evaluation", "models"):
+    if name in _MODULES:
         return import_module(f"zoo.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, *_MODULES, *(name for name in globals() if name.startswith("__"))])

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, in_one_line
 from zoo.files import CARD, INDEX, LABELS, RECIPE, SHARDS, SUMS, TOKENIZER, WEIGHTS, has_weights
 from zoo.tasks import Task
 from zoo.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def _read(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{folder} is no model: it has no {RECIPE}") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{file} is no recipe: {error!r}") from error
+        raise UserError(f"{file} is no recipe: {in_one_line(error)}") from error
     return recipe
 
 
@@ -206,7 +206,7 @@ def _weight_files(folder: Path) -> list[Path]:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return [folder / Path(shard).name for shard in sorted(shards)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of weights: {error!r}") from error
+        raise UserError(f"{index} is no index of weights: {in_one_line(error)}") from error
 
 
 def stored_weights(model: Task) -> dict[str, Tensor]:

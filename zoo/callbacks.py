@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from zoo.arguments import check_counts, check_positive
 from zoo.errors import UserError
 from zoo.metrics import METRICS
 from zoo.regularisers import CurriculumDropout
@@ -30,8 +31,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 500) -> None:
-        if every_n_train_steps < 1:
-            raise UserError(f"every_n_train_steps is {every_n_train_steps}; it must be 1 or more")
+        check_counts(every_n_train_steps=every_n_train_steps)
         self.every_n_train_steps = every_n_train_steps
         self.last_model_path = ""
         """Where the newest checkpoint lies; the name is Lightning's."""
@@ -161,8 +161,7 @@ class DropoutCurriculum(Callback):
     """
 
     def __init__(self, gamma: float | None = None) -> None:
-        if gamma is not None and not 0 < gamma < math.inf:
-            raise UserError(f"gamma is {gamma}; it must be positive and finite")
+        check_positive(gamma=gamma)
         self.gamma = gamma
         self._schedule: CurriculumDropout | None = None
         self._resumed: dict[str, Any] | None = None

@@ -6,13 +6,13 @@ the card, and the table of models, are written from there and from the recipe.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from zoo.errors import UserError
+from zoo.errors import UserError, in_one_line
 from zoo.files import CARD, RECIPE, SUMS, has_weights
 
 ARXIV = "https://arxiv.org/abs/"
@@ -42,6 +42,7 @@ _TEXT = Kind(
     'print(model.score("the company said it expects a profit"))\n'
     'print(model.generate("the company said", tokens=30, seed=1))',
 )
+_OF_ANY_LANGUAGE = "text = model.generate(tokens=30, seed=1)\nprint(text)\nprint(model.score(text))"
 _KINDS = {
     "texts": Kind(
         ("text-classification",),
@@ -70,7 +71,10 @@ _ENGLISH = {"ptb-text-only/ptb_text_only", "Salesforce/wikitext", "afmck/text8"}
 
 def _kind(card: "Card", measured: "Measured | None") -> Kind:
     by_metric = _KINDS.get(_metric_name(measured.metric if measured else card.metric), _TEXT)
-    return _KINDS.get(measured.material, by_metric) if measured else by_metric
+    kind = _KINDS.get(measured.material, by_metric) if measured else by_metric
+    if kind is _TEXT and measured and measured.dataset not in _ENGLISH:
+        return replace(_TEXT, use=_OF_ANY_LANGUAGE)
+    return kind
 
 
 def _metric_name(metric: str) -> str:
@@ -183,7 +187,7 @@ def read(folder: Path) -> Entry:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         card = Card(**recipe.get("card") or {})
     except (OSError, yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no recipe: {error!r}") from error
+        raise UserError(f"{file} is no recipe: {in_one_line(error)}") from error
     return Entry(folder.name, card, _measured(folder / CARD), has_weights(folder))
 
 
@@ -205,7 +209,7 @@ def _measured(file: Path) -> Measured | None:
         ]
         return Measured(results=results, evaluations=evaluations, **matter["measured"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{file}: the front matter is not a card's: {error!r}") from error
+        raise UserError(f"{file}: the front matter is not a card's: {in_one_line(error)}") from error
 
 
 def front_matter(text: str) -> dict[str, Any]:

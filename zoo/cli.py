@@ -79,6 +79,11 @@ def score(
         raise UserError(
             "sentences are scored by one model and its own probabilities: leave out --compare and --evaluation"
         )
+    if evaluation is not None and evaluation.training_windows is not None:
+        raise UserError(
+            f"{type(evaluation).__name__} wants to see the training text, which score does not have: test NAME --evaluation "
+            "... has it; or give --evaluation.statistics none"
+        )
     for wanted in (name, compare):
         if wanted is not None:
             hub.find(wanted)  # before anything slow
@@ -211,7 +216,14 @@ def main(argv: list[str] | None = None) -> None:
             chosen: dict[str, Callable[..., object]] = {"language": finetune, "classification": finetune_classifier}
             task, rest = _task(rest, chosen)
             hush()
-            print(auto_cli(chosen[task], args=rest, prog=f"{Path(sys.argv[0]).name} {command} --task {task}"))
+            prog, others = (
+                f"{Path(sys.argv[0]).name} {command}",
+                " and ".join(other for other in chosen if other != task),
+            )
+            epilog = (
+                f"These are the options of {prog} --task {task}; those of --task {others} have a --help of their own."
+            )
+            print(auto_cli(chosen[task], args=rest, prog=f"{prog} --task {task}", epilog=epilog))
         elif command in _COMMANDS:
             from jsonargparse import auto_cli
 
@@ -299,8 +311,9 @@ def _writing(output: str | None, overwrite: bool) -> Iterator[TextIO]:
         yield sys.stdout
         return
     file = Path(output)
-    if file.exists() and not (overwrite and file.is_file()):
-        instead = ", or give --overwrite=true" if file.is_file() else ""
+    is_file = os.path.isfile(file)  # Path.is_file raises for a name too long
+    if os.path.exists(file) and not (overwrite and is_file):
+        instead = ", or give --overwrite=true" if is_file else ""
         raise UserError(f"{output} exists: name another file{instead}")
     part = file.with_name(f"{file.name}.part")
     try:

@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     The command line prints it as one line without a traceback.
     """
+
+
+def in_one_line(error: Exception) -> str:
+    """The kind of an exception and what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -7,7 +7,6 @@ learning rates along a slanted triangle, gradual unfreezing. A model keeps its o
 import hashlib
 import inspect
 import json
-import math
 import os
 import shlex
 import sys
@@ -24,8 +23,8 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from datamodules import Corpus, LabelledText
-from datamodules.arguments import check_choice, check_positive
 from zoo import bundle, card, hub, runs
+from zoo.arguments import check_choice, check_counts, check_positive
 from zoo.callbacks import BestWeights, GradualUnfreezing, LastCheckpoint, LearningCurve, Patience, run_folder
 from zoo.errors import UserError
 from zoo.files import RECIPE, SUMS, TOKENIZER
@@ -108,12 +107,9 @@ class _Fit:
         return fit
 
     def __post_init__(self) -> None:
-        check_positive("epochs", self.epochs)
-        if self.patience is not None:
-            check_positive("patience", self.patience)
+        check_counts(epochs=self.epochs, patience=self.patience)
+        check_positive(max_norm=self.max_norm)
         check_choice("unfreezing", self.unfreezing, get_args(Unfreezing))
-        if not 0 < self.max_norm < math.inf:
-            raise UserError(f"max_norm is {self.max_norm}; it must be positive and finite")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie in [0, 2**32)")
         _check_output(self.folder, self.overwrite)
@@ -246,7 +242,7 @@ def _command(function: Callable[..., FineTuned], asked: dict[str, Any]) -> str:
     task = ["--task", "classification"] if function is finetune_classifier else []
     shown = {option: str(value).lower() if isinstance(value, bool) else str(value) for option, value in asked.items()}
     for option in {"name", "corpus", "validation", "test", "output"}:
-        if option == "output" or Path(shown[option]).exists():
+        if option == "output" or os.path.exists(shown[option]):
             shown[option] = Path(shown[option]).name
     words = ["python", "cli.py", "finetune", shown["name"], *task]
     for option, parameter in inspect.signature(function).parameters.items():
@@ -428,13 +424,14 @@ def finetune_classifier(
 
 def _check_output(folder: Path, overwrite: bool) -> None:
     """Before a training whose result could not be written."""
-    if folder.exists() and not overwrite:
+    there = os.path.exists(folder)  # Path.exists raises for a name too long
+    if there and not overwrite:
         raise UserError(f"output {folder} exists: name another folder, or give --overwrite=true")
-    if folder.exists() and not (folder / RECIPE).exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if there and not (folder / RECIPE).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output {folder} exists and is no model, so it is not overwritten: name another folder")
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"output {folder} cannot be written: {there} is no folder in which you may write")
+    parent = next(parent for parent in folder.absolute().parents if os.path.exists(parent))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"output {folder} cannot be written: {parent} is no folder in which you may write")
 
 
 def _language_model(

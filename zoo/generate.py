@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from zoo.arguments import check_counts, check_type
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.score import WINDOW, first_context, tokenizer_of
@@ -47,9 +48,10 @@ class Decoding:
     seed: int | None
 
     def __post_init__(self) -> None:
-        for name, value, least in (("tokens", self.tokens, 0), ("top_k", self.top_k, 1), ("beams", self.beams, 1)):
-            if value is not None and value < least:
-                raise UserError(f"{name} is {value}; it must be {least} or more")
+        check_type("tokens", self.tokens, int)
+        if self.tokens < 0:
+            raise UserError(f"tokens is {self.tokens}; it must be 0 or more")
+        check_counts(top_k=self.top_k, beams=self.beams)
         if self.temperature != 0 and not _COLDEST <= self.temperature < math.inf:
             raise UserError(
                 f"temperature is {self.temperature}; it must be {_COLDEST:f} or more and finite, or 0, which takes the "
@@ -94,6 +96,7 @@ def start(model: "LanguageModel", prompt: str | Sequence[str]) -> tuple[Tensor, 
 @torch.no_grad()
 def step(model: "LanguageModel", tokens: Tensor, state: "State") -> tuple[Tensor, "State"]:
     """Token ids (B,) and the state before them -> logits of the tokens after them (B, vocab_size), state."""
+    check_type("tokens", tokens, Tensor)
     if tokens.ndim != 1:
         raise UserError(f"tokens have shape {tuple(tokens.shape)}; expected (B,), the id of each text's next token")
     with evaluating(model):
@@ -123,12 +126,14 @@ def select(state: "State", texts: Tensor) -> "State":
 
 def _encode_all(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     """Each prompt's ids; of several the `UserError` says which it was, counted from 1."""
+    check_type("prompt", prompts, str, list, tuple)
     names = [f"prompt {number}" if len(prompts) > 1 else "prompt" for number in range(1, len(prompts) + 1)]
     return [_encode(tokenizer, prompt, name) for prompt, name in zip(prompts, names, strict=True)]
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, name: str = "prompt") -> list[int]:
     """The prompt's ids; `UserError` where there are words and the model knows none."""
+    check_type(name, prompt, str)
     ids: list[int] = tokenizer.encode(prompt).tolist()
     if {tokenizer.unk_id} == {*ids} - {tokenizer.end_of_line_id} and UNK not in prompt:
         unknown = list(dict.fromkeys(prompt.split() if tokenizer.level == "word" else prompt))

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from zoo.arguments import check_type
 from zoo.errors import UserError
 from zoo.files import CARD, PATTERNS, RECIPE
 
@@ -81,14 +82,18 @@ def names() -> list[str]:
     return sorted({*folders(), *PUBLISHED})
 
 
-def find(name: str, revision: str | None = None) -> Found:
+def find(name: str | Path, revision: str | None = None) -> Found:
     """A model by an existing folder, a name, or a Hub repository (`owner/name`, at `revision`).
 
     A name is looked up in `$ZOO_CHECKPOINTS`, `./checkpoints`, the source checkout's `checkpoints`, and among the
     published ones, which come from the Hub at their pinned commit. Raises `UserError` where there is none.
     """
+    check_type("name", name, str, Path)
+    name = str(name)
+    if not name:
+        raise UserError(f"name is empty; known are {', '.join(names()) or 'none'}")
     path = _path(name)
-    local = path if (path / RECIPE).is_file() else folders().get(name)
+    local = path if os.path.isfile(path / RECIPE) else folders().get(name)  # Path.is_file raises for a name too long
     if local:
         if revision is not None:
             raise UserError(f"revision {revision!r} is for the Hub; {name} is the folder {local}")
@@ -96,7 +101,7 @@ def find(name: str, revision: str | None = None) -> Found:
     if name in PUBLISHED:
         repository, commit = PUBLISHED[name]
         return Found(name, _download(repository, revision or commit), repository)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{name} is a folder but no model: it has no {RECIPE}")
     if _may_be_repository(name):
         return Found(path.name, _download(name, revision), name)
@@ -108,7 +113,7 @@ def find(name: str, revision: str | None = None) -> Found:
 
 def _may_be_repository(name: str) -> bool:
     """Whether it is written owner/name and owner is no folder here."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not _path(name).parent.is_dir()
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not os.path.isdir(_path(name).parent)
 
 
 def _download(repository: str, revision: str | None) -> Path:
@@ -122,7 +127,7 @@ def _download(repository: str, revision: str | None) -> Path:
         raise UserError(f"{repository} at {revision or 'main'} could not be had from the Hub: {error}") from error
 
 
-def load(name: str, revision: str | None = None) -> "Task":
+def load(name: str | Path, revision: str | None = None) -> "Task":
     """The pretrained model `name` in evaluation mode: a name of `names()`, a folder, or a Hub repository.
 
     Only safetensors are opened, only classes of this package are built, and every file is verified by its sha256. Raises
@@ -133,7 +138,7 @@ def load(name: str, revision: str | None = None) -> "Task":
     return bundle.load(find(name, revision).folder)
 
 
-def build(name: str, revision: str | None = None) -> "Task":
+def build(name: str | Path, revision: str | None = None) -> "Task":
     """The model of `name`'s recipe with fresh weights, in training mode."""
     from zoo import bundle
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import kernels
+from zoo.arguments import check_choice, check_counts, check_positive, check_type
 from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
 from zoo.kernels import Backend
 from zoo.kernels.checks import autocasts
@@ -43,7 +45,7 @@ class Recurrent(nn.Module):
     """What `LSTM`, `GRU` and `RNN` share: torch's stack of layers and directions, with a place for noise in each.
 
     Arguments, parameter names, initialisation, inputs and states are those of torch's layers, so weights move both ways by
-    `load_state_dict`. What torch does not have:
+    `load_state_dict` (those of a GRU where it has `reset_after`). What torch does not have:
 
     - bias: "two" (True) and "none" (False) are torch's; "one" is `bias_ih` alone.
     - state_noise acts on the state within the steps: every layer and direction draws its own masks at every call.
@@ -64,6 +66,10 @@ class Recurrent(nn.Module):
 
     Under autocast the layer still runs in its weights' dtype, and its outputs have it (torch's layers mostly run and
     answer in autocast's): an error of rounding in a state is carried through the whole sequence.
+
+    What torch's have and these do not: `proj_size`, packed sequences (`lengths` is their like), inputs without a batch or of
+    a batch of 0. A second backward pass through the same graph, a gradient of the gradient, `torch.func` and `torch.export`
+    need the backend "reference": the others write over what they saved.
 
     Raises `ValueError` for arguments that do not fit, before any work.
     """
@@ -88,32 +94,32 @@ class Recurrent(nn.Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        *,
         state_noise: StateNoise = None,
         weight_noise: WeightRegulariser | None = None,
         initial_state: InitialState = "zero",
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        for name, size in {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; it must be 1 or more")
+        check_counts(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias: Bias = ("two" if bias else "none") if isinstance(bias, bool) else bias
         self.batch_first, self.bidirectional = batch_first, bidirectional
         self.initial_state: InitialState = initial_state
         self.backend: Backend = backend
-        _check_choice("bias", self.bias, get_args(Bias))
-        _check_choice("initial_state", initial_state, get_args(InitialState))
-        _check_choice("backend", backend, get_args(Backend))
+        check_choice("bias", self.bias, get_args(Bias))
+        check_choice("initial_state", initial_state, get_args(InitialState))
+        check_choice("backend", backend, get_args(Backend))
         self.dropout = Dropout(dropout)
+        if dropout and num_layers == 1:
+            warnings.warn(f"dropout is {dropout} and acts between layers, of which there is 1", stacklevel=2)
         regularisers = state_noise if isinstance(state_noise, list) else [] if state_noise is None else [state_noise]
         for regulariser in regularisers:
-            _check_type("state_noise", regulariser, StateRegulariser)
+            check_type("state_noise", regulariser, StateRegulariser)
         if weight_noise is not None:
-            _check_type("weight_noise", weight_noise, WeightRegulariser)
+            check_type("weight_noise", weight_noise, WeightRegulariser)
         check_sites(regularisers, self.cell)
         self.state_noise, self.weight_noise = nn.ModuleList(regularisers), weight_noise
 
@@ -239,13 +245,16 @@ class Recurrent(nn.Module):
 
     def _check(self, inputs: Tensor, state: tuple[Tensor, ...] | None) -> None:
         """What the kernels, who see one layer, cannot check or name."""
-        if not isinstance(inputs, Tensor) or inputs.ndim != 3:
-            came = (
-                f"have shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"are a {type(inputs).__name__}"
-            )
+        expected = f"({'B, T' if self.batch_first else 'T, B'}, {self.input_size})"
+        if not isinstance(inputs, Tensor):
             raise ValueError(
-                f"inputs {came}, expected a tensor of shape ({'B, T' if self.batch_first else 'T, B'}, "
-                f"{self.input_size}); for sequences of several lengths pad them and give `lengths`"
+                f"inputs are a {type(inputs).__name__}, expected a tensor of shape {expected}; sequences of several lengths "
+                "are padded, and `lengths` says how long each is"
+            )
+        if inputs.ndim != 3:
+            raise ValueError(
+                f"inputs have shape {tuple(inputs.shape)}, expected {expected}; a sequence by itself is a batch of 1: "
+                f"inputs.unsqueeze({0 if self.batch_first else 1})"
             )
         if inputs.shape[-1] != self.input_size:
             raise ValueError(f"inputs are {inputs.shape[-1]} wide, expected input_size {self.input_size}")
@@ -313,9 +322,9 @@ class GRU(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        *,
         reset_after: bool = False,
         state_noise: StateNoise = None,
         weight_noise: WeightRegulariser | None = None,
@@ -330,8 +339,8 @@ class GRU(Recurrent):
             batch_first,
             dropout,
             bidirectional,
-            device,
-            dtype,
+            device=device,
+            dtype=dtype,
             state_noise=state_noise,
             weight_noise=weight_noise,
             initial_state=initial_state,
@@ -371,15 +380,15 @@ class RNN(Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        *,
         state_noise: StateNoise = None,
         weight_noise: WeightRegulariser | None = None,
         initial_state: InitialState = "zero",
         backend: Backend = "auto",
     ) -> None:
-        _check_choice("nonlinearity", nonlinearity, get_args(Nonlinearity))
+        check_choice("nonlinearity", nonlinearity, get_args(Nonlinearity))
         super().__init__(
             input_size,
             hidden_size,
@@ -388,8 +397,8 @@ class RNN(Recurrent):
             batch_first,
             dropout,
             bidirectional,
-            device,
-            dtype,
+            device=device,
+            dtype=dtype,
             state_noise=state_noise,
             weight_noise=weight_noise,
             initial_state=initial_state,
@@ -432,8 +441,7 @@ class _NormalisedLSTM(LSTM):
     def _add_norms(
         self, gain: float, eps: float, device: torch.device | str | int | None, dtype: torch.dtype | None
     ) -> None:
-        if not 0 < eps < math.inf:
-            raise ValueError(f"eps is {eps}; it must be positive and finite")
+        check_positive(eps=eps)
         self.gain, self.eps = gain, eps
         for suffix in self._suffixes():
             for name in _GAINS:
@@ -468,9 +476,9 @@ class LayerNormLSTM(_NormalisedLSTM):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        *,
         gain: float = 1.0,
         eps: float = 1e-5,
         state_noise: StateNoise = None,
@@ -486,8 +494,8 @@ class LayerNormLSTM(_NormalisedLSTM):
             batch_first,
             dropout,
             bidirectional,
-            device,
-            dtype,
+            device=device,
+            dtype=dtype,
             state_noise=state_noise,
             weight_noise=weight_noise,
             initial_state=initial_state,
@@ -540,9 +548,9 @@ class BatchNormLSTM(_NormalisedLSTM):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        *,
         gain: float = 0.1,
         momentum: float | None = 0.05,
         eps: float = 1e-5,
@@ -559,16 +567,15 @@ class BatchNormLSTM(_NormalisedLSTM):
             batch_first,
             dropout,
             bidirectional,
-            device,
-            dtype,
+            device=device,
+            dtype=dtype,
             state_noise=state_noise,
             weight_noise=weight_noise,
             initial_state=initial_state,
             backend=backend,
         )
         self._add_norms(gain, eps, device, dtype)
-        if max_steps < 1:
-            raise ValueError(f"max_steps is {max_steps}; it must be 1 or more")
+        check_counts(max_steps=max_steps)
         if momentum is not None and not 0 < momentum <= 1:
             raise ValueError(f"momentum is {momentum}, expected None or a number in (0, 1]")
         self.max_steps, self.momentum = max_steps, momentum
@@ -672,16 +679,6 @@ def _names(layer: int, direction: int) -> tuple[str, ...]:
 
 def _suffix(layer: int, direction: int) -> str:
     return f"l{layer}_reverse" if direction else f"l{layer}"
-
-
-def _check_type(name: str, value: object, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise ValueError(f"{name} is {value!r}, expected a {expected.__name__}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
 def _padding(lengths: Lengths, time: int, batch: int, device: torch.device) -> Tensor | None:

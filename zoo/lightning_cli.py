@@ -1,6 +1,7 @@
 """fit, validate, test and predict: LightningCLI over recipes and names."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from zoo.errors import UserError
 from zoo.evaluation import Evaluation
 from zoo.files import RECIPE
 from zoo.provenance import commit
-from zoo.runs import LOGS, hush, last_checkpoint, loggers, trainer_defaults
+from zoo.runs import LOGS, hush, last_checkpoint, loggers, new_run, trainer_defaults
 from zoo.tasks import LanguageModel, Task
 
 CHANGED = "Trained with options beside the recipe; `config.yaml` here holds what was used."
@@ -47,21 +48,31 @@ def expand(command: str, arguments: list[str]) -> list[str]:
     `fit NAME` and `--config NAME` take the recipe; `test NAME` (validate, predict) the recipe and the weights.
     """
     expanded: list[str] = []
+    given = {argument.partition("=")[0] for argument in arguments}
+    if not given & {"-h", "--help", "--print_config", "-c", "--config", "--model"} and (
+        not arguments or arguments[0].startswith("-")
+    ):
+        raise UserError(
+            f"{command} wants a model's name before its options: {command} NAME ...; or --config or --model"
+        )
     if arguments and not arguments[0].startswith("-"):
         found = hub.find(arguments[0])
         expanded = _recipe(found, as_it_stands=command == "fit")
         if command != "fit":
             expanded += ["--weights", str(found.folder)]
         arguments = arguments[1:]
-    remaining = iter(arguments)
+    remaining, before = iter(arguments), "="
     for argument in remaining:
+        if not argument.startswith("-") and (not before.startswith("--") or "=" in before):
+            raise UserError(f"{argument} follows no option; a model's name comes first: {command} {argument} ...")
+        before = argument
         option, equals, value = argument.partition("=")
         if option not in ("-c", "--config"):
             expanded.append(argument)
             continue
         value = value if equals else next(remaining, "")
         is_text = value.startswith("{")
-        is_name = not is_text and "://" not in value and not Path(value).is_file()
+        is_name = not is_text and "://" not in value and not os.path.isfile(value)
         expanded += _recipe(hub.find(value), as_it_stands=True) if is_name else ["--config", value]
     return expanded
 
@@ -99,6 +110,9 @@ class ZooCLI(LightningCLI):
         return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.usage = (
+            f"{Path(sys.argv[0]).name} {self._command} NAME [options]; without NAME --config FILE or --model CLASS"
+        )
         parser.add_argument("--name", type=str | None, help="What the run is called (default: the recipe's folder).")
         parser.add_argument("--weights", type=str | None, help="A model's name or folder to take the weights from.")
         parser.add_class_arguments(card.Card, "card")
@@ -122,7 +136,7 @@ class ZooCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if checkpoint == "last":
             config.ckpt_path = str(last_checkpoint(self.name, "--ckpt_path last"))
-        elif checkpoint is not None and not Path(checkpoint).is_file():
+        elif checkpoint is not None and not os.path.isfile(checkpoint):
             if self._command == "fit":
                 raise UserError(
                     f"--ckpt_path {checkpoint}: no such checkpoint to go on from; 'last' is the newest run's, and --weights "
@@ -196,13 +210,18 @@ class ZooCLI(LightningCLI):
             callbacks.append(PredictionFile(LOGS / self.name / "predictions.tsv"))
         if self._command == "fit":
             self.curve = LearningCurve()
-            callbacks.append(self.curve)
+            if not trainer.fast_dev_run:
+                callbacks.append(self.curve)
             if self.model.optimization.keeps_best:
                 self.best = BestWeights()
                 callbacks.append(self.best)
-            if trainer.logger in (None, True):
+            if trainer.fast_dev_run:  # leaves nothing behind
+                kwargs["logger"], self.save_config_callback = False, None
+            elif trainer.logger in (None, True):
                 kwargs["logger"] = loggers(self.name)
-            if trainer.enable_checkpointing is False:
+            elif trainer.logger is False:
+                kwargs["default_root_dir"] = new_run(self.name)
+            if trainer.enable_checkpointing is False or trainer.fast_dev_run:
                 self._parser(self._command).callback_keys.remove("checkpoint")
         else:
             self.save_config_callback = None

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
+from zoo.arguments import check_counts, check_not_negative, check_positive
 from zoo.errors import UserError
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -57,9 +58,7 @@ class ValidatedSGD(Descent):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
-        for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
-            if not 0 <= value < math.inf:
-                raise UserError(f"{name} is {value}; it must be finite and 0 or more")
+        check_not_negative(lr=lr, weight_decay=weight_decay)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.history: list[float] = []
         """What the validations gave, those that the rule still looks at."""
@@ -123,8 +122,7 @@ class NTASGD(ValidatedSGD):
         non_monotone: int = 5,
         fine_tuning: bool = False,
     ) -> None:
-        if non_monotone < 1:
-            raise UserError(f"non_monotone is {non_monotone}; it must be 1 or more")
+        check_counts(non_monotone=non_monotone)
         super().__init__(params, lr, weight_decay)
         self.non_monotone, self.fine_tuning = non_monotone, fine_tuning
         self.averaged: int | None = 0 if fine_tuning else None
@@ -232,12 +230,10 @@ class FlooredRMSprop(Descent):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, decay: float, floor: float = 1e-5) -> None:
-        if not 0 <= lr < math.inf:
-            raise UserError(f"lr is {lr}; it must be finite and 0 or more")
+        check_not_negative(lr=lr)
+        check_positive(floor=floor)
         if not 0 <= decay <= 1:
             raise UserError(f"decay is {decay}; it must lie in [0, 1]")
-        if not 0 < floor < math.inf:
-            raise UserError(f"floor is {floor}; it must be positive and finite")
         super().__init__(params, {"lr": lr, "decay": decay, "floor": floor})
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor], gradients: Tensors) -> None:
@@ -269,8 +265,7 @@ class ClippedUpdateAdam(Adam):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, max_update_norm: float, weight_decay: float = 0.0) -> None:
-        if not 0 < max_update_norm < math.inf:
-            raise UserError(f"max_update_norm is {max_update_norm}; it must be positive and finite")
+        check_positive(max_update_norm=max_update_norm)
         super().__init__(params, lr=lr, weight_decay=weight_decay)
         self.max_update_norm = max_update_norm
         self._before: list[Tensor] = []
@@ -436,6 +431,8 @@ class DecayedSGD(Optimization):
     """
 
     def __init__(self, learning_rate: float, constant_epochs: int, decay: float, shrinkage: float = 0.0) -> None:
+        check_positive(learning_rate=learning_rate, decay=decay)
+        check_not_negative(constant_epochs=constant_epochs, shrinkage=shrinkage)
         self.learning_rate, self.constant_epochs, self.decay = learning_rate, constant_epochs, decay
         self.shrinkage = shrinkage
 
@@ -468,6 +465,8 @@ class StepAdam(Optimization):
         decay: float = 10.0,
         max_update_norm: float | None = None,
     ) -> None:
+        check_positive(learning_rate=learning_rate, decay=decay, max_update_norm=max_update_norm)
+        check_not_negative(weight_decay=weight_decay)
         self.learning_rate, self.milestones = learning_rate, milestones or []
         self.weight_decay, self.decay = weight_decay, decay
         self.max_update_norm = max_update_norm
@@ -505,6 +504,8 @@ class OneCycleAdam(Optimization):
         div: float = 10.0,
         momentum: tuple[float, float] = (0.8, 0.7),
     ) -> None:
+        check_positive(learning_rate=learning_rate, div=div)
+        check_not_negative(weight_decay=weight_decay)
         self.learning_rate, self.epochs, self.weight_decay = learning_rate, epochs, weight_decay
         self.beta_2, self.div, self.momentum = beta_2, div, momentum
 
@@ -540,8 +541,7 @@ class DiscriminativeAdam(Optimization):
         weight_decay: float = 1e-7,
         betas: tuple[float, float] = (0.8, 0.99),
     ) -> None:
-        if not 0 < learning_rate < math.inf:
-            raise UserError(f"learning_rate is {learning_rate}; it must be positive and finite")
+        check_positive(learning_rate=learning_rate)
         for name, value in {"factor": factor, "ratio": ratio}.items():
             if not 1 <= value < math.inf:
                 raise UserError(f"{name} is {value}; it must be finite and 1 or more")

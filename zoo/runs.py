@@ -44,6 +44,11 @@ def loggers(name: str) -> list[Logger]:
     return [CSVLogger(LOGS, name, version=board.version), board]
 
 
+def new_run(name: str) -> Path:
+    """The next folder of a run called so, where no logger makes it."""
+    return Path(TensorBoardLogger(LOGS, name).log_dir)
+
+
 def last_checkpoint(name: str, option: str) -> Path:
     """The newest checkpoint of the runs called so; `UserError` names the option that asks for it where there is none."""
     versions = (LOGS / name).glob("version_*/checkpoints/last.ckpt")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.arguments import check_type
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.metrics import token_nll
@@ -326,6 +327,8 @@ def score(model: "LanguageModel", text: str, evaluation: Evaluation) -> Score:
     character vocabulary has no line break, the one that ends the text is left out. `UserError` for a text without a
     character.
     """
+    check_type("text", text, str)
+    check_type("evaluation", evaluation, Evaluation)
     tokenizer = tokenizer_of(model)
     evaluation.check(sum(map(len, _encoded(tokenizer, [text]))))
     stream = Stream(model, [text], evaluation)

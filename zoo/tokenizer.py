@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
+from zoo.arguments import check_type
 from zoo.errors import UserError
 
 Level = Literal["word", "character"]
@@ -157,6 +158,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> Ids:
         """The token ids of `text`, in the smallest unsigned type; the same as `library.encode(text).ids`."""
+        check_type("text", text, str)
         return self._encode_words(text) if self.level == "word" else self._encode_characters(text)
 
     def encode_document(self, text: str) -> Ids:

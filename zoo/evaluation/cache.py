@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from zoo.arguments import check_counts, check_not_negative
 from zoo.errors import UserError
 from zoo.metrics import token_nll
 from zoo.score import Evaluation, Scorer
@@ -28,10 +29,8 @@ class Cache(Evaluation):
     """
 
     def __init__(self, window: int = 500, theta: float = 1.0, weight: float = 0.1, wait: bool = False) -> None:
-        if window < 1:
-            raise UserError(f"window is {window}; it must be 1 or more")
-        if not 0 <= theta < math.inf:
-            raise UserError(f"theta is {theta}; it must be finite and 0 or more")
+        check_counts(window=window)
+        check_not_negative(theta=theta)
         if not 0 < weight < 1:
             raise UserError(f"weight is {weight}; it must lie between 0 and 1")
         self.window, self.theta, self.weight, self.wait = window, theta, weight, wait

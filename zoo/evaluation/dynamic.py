@@ -1,15 +1,15 @@
 """Dynamic evaluation: the weights follow the text that they predict."""
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.func import functional_call
 
+from zoo.arguments import check_choice, check_counts, check_not_negative, check_positive
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.metrics import token_nll
@@ -17,6 +17,9 @@ from zoo.score import Evaluation, Scorer
 from zoo.tasks import LanguageModel
 
 Statistics = Literal["gradient_rms", "none"]
+
+_COLUMNS = 100
+"""Of the training text, as `prepare` reads it."""
 
 
 class DynamicEvaluation(Evaluation):
@@ -46,18 +49,13 @@ class DynamicEvaluation(Evaluation):
         segment: int = 5,
         statistics: Statistics = "gradient_rms",
     ) -> None:
-        for name, value in {"learning_rate": learning_rate, "decay": decay}.items():
-            if not 0 <= value < math.inf:
-                raise UserError(f"{name} is {value}; it must be finite and 0 or more")
-        if not 0 < epsilon < math.inf:
-            raise UserError(f"epsilon is {epsilon}; it must be positive and finite")
-        if segment < 1:
-            raise UserError(f"segment is {segment}; it must be 1 or more")
-        if statistics not in ("gradient_rms", "none"):
-            raise UserError(f"statistics is {statistics!r}; it must be 'gradient_rms' or 'none'")
+        check_not_negative(learning_rate=learning_rate, decay=decay)
+        check_positive(epsilon=epsilon)
+        check_counts(segment=segment)
+        check_choice("statistics", statistics, get_args(Statistics))
         self.learning_rate, self.decay, self.epsilon = learning_rate, decay, epsilon
         self.segment, self.statistics = segment, statistics
-        self.training_windows = None if statistics == "none" else (100, segment)
+        self.training_windows = None if statistics == "none" else (_COLUMNS, segment)
         self._rms: dict[str, Tensor] | None = None
 
     def prepare(self, model: LanguageModel, windows: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -106,7 +104,8 @@ class DynamicEvaluation(Evaluation):
         if self._rms is None:
             raise UserError(
                 "dynamic evaluation needs statistics of the training text first: call its prepare(model, windows) with "
-                f"datamodules.stream.Stream(data.ids('train'), *{self.training_windows}), or give statistics='none'"
+                f"datamodules.stream.Stream(data.ids('train'), {_COLUMNS}, {self.segment}), data being its "
+                "data module, or give statistics='none'"
             )
         shapes = {name: weight.shape for name, weight in zip(pupil.names, pupil.weights, strict=True)}
         if {name: rms.shape for name, rms in self._rms.items()} != shapes:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zoo import hub
+from zoo.arguments import check_type
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.score import Evaluation, Plain, Scorer
@@ -24,6 +25,7 @@ class Ensemble(Evaluation):
     """
 
     def __init__(self, members: list[str]) -> None:
+        check_type("members", members, list)
         self.members = members
         self._models: dict[str, LanguageModel] | None = None
 

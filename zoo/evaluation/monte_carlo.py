@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import UserError
+from zoo.arguments import check_counts
 from zoo.evaluation.ensemble import mean_of
 from zoo.score import Evaluation, Plain, Scorer
 from zoo.tasks import LanguageModel
@@ -26,8 +26,7 @@ class MonteCarlo(Evaluation):
     """
 
     def __init__(self, samples: int = 10, seed: int | None = None) -> None:
-        if samples < 1:
-            raise UserError(f"samples is {samples}; it must be 1 or more")
+        check_counts(samples=samples)
         self.samples, self.seed = samples, seed
 
     def begin(self, model: LanguageModel) -> Scorer:

@@ -1,10 +1,8 @@
 """The temperature of the softmax."""
 
-import math
-
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.arguments import check_positive
 from zoo.metrics import token_nll
 from zoo.score import Evaluation, Scorer
 from zoo.tasks import LanguageModel
@@ -19,8 +17,7 @@ class Temperature(Evaluation):
     """
 
     def __init__(self, temperature: float) -> None:
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature is {temperature}; it must be positive and finite")
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def begin(self, model: LanguageModel) -> Scorer:

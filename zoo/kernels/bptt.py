@@ -120,8 +120,8 @@ def take(ctx: Any) -> tuple[Tensor, ...]:
     """The saved tensors, whose buffers may be overwritten; raises `RuntimeError` at a second backward pass."""
     if ctx.consumed:
         raise RuntimeError(
-            "a second backward pass through a recurrent layer, whose buffers the first one consumed; "
-            "backend='reference' keeps them"
+            "a second backward pass through a recurrent layer, whose buffers the first one consumed: detach the state that "
+            "goes on to the next window; to go back twice on purpose give the layer backend='reference'"
         )
     if torch.is_grad_enabled():
         raise RuntimeError(

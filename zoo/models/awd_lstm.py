@@ -4,6 +4,7 @@ Merity, Keskar and Socher 2018, https://arxiv.org/abs/1708.02182; the authors' c
 https://github.com/salesforce/awd-lstm-lm
 """
 
+from zoo.arguments import check_counts
 from zoo.errors import UserError
 from zoo.layers import LSTM
 from zoo.models.recurrent import RecurrentLanguageModel, stack
@@ -58,13 +59,10 @@ class AWDLSTM(RecurrentLanguageModel):
         max_norm: float | None = 0.25,
         bptt: int | None = 70,
     ) -> None:
-        if num_layers < 1:
-            raise UserError(f"num_layers is {num_layers}; it must be 1 or more")
+        check_counts(num_layers=num_layers, softmaxes=softmaxes)
         last = output_size or embedding_size
         if num_layers == 1 and hidden_size != last:
             raise UserError(f"hidden_size is {hidden_size} and the one layer's output {last}; they must be the same")
-        if softmaxes < 1:
-            raise UserError(f"softmaxes is {softmaxes}; it must be 1 or more")
         if softmaxes == 1 and latent_dropout:
             raise UserError(
                 f"latent_dropout is {latent_dropout}, and one softmax has no latent vectors; set softmaxes too"

@@ -4,12 +4,12 @@ Zolna, Arpit, Suhubdy and Bengio 2018, https://arxiv.org/abs/1711.00066; the aut
 https://github.com/kondiz/fraternal-dropout
 """
 
-import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from zoo.arguments import check_not_negative
 from zoo.batches import Window
 from zoo.errors import UserError
 from zoo.tasks import LanguageModel
@@ -42,8 +42,7 @@ class FraternalLSTM(LanguageModel):
         forget: float = 0.0,
     ) -> None:
         super().__init__(model.vocab_size)
-        if not 0 <= kappa < math.inf:
-            raise UserError(f"kappa is {kappa}; it must be finite and 0 or more")
+        check_not_negative(kappa=kappa)
         if not 0 <= forget <= 1:
             raise UserError(f"forget is {forget}; a probability lies in [0, 1]")
         if variant not in ("fraternal", "pi", "expectation_linear"):

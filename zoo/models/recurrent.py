@@ -1,6 +1,5 @@
 """What most of the papers' models are made of: recurrent layers, what stands before and after, and noise in its slots."""
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from zoo.arguments import check_counts, check_not_negative
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.heads import MixtureOfSoftmaxes, NoisySoftmax, TiedSoftmax
@@ -62,6 +62,7 @@ class RecurrentLanguageModel(LanguageModel):
         bptt: int | None = None,
     ) -> None:
         super().__init__(vocab_size)
+        check_counts(embedding_size=embedding_size)
         output_size = _output_size(embedding_size, layers)
         if softmax == "tied" and output_size != embedding_size:
             raise UserError(
@@ -87,6 +88,7 @@ class RecurrentLanguageModel(LanguageModel):
         if init_range is None:
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         else:
+            check_not_negative(init_range=init_range)
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -init_range, init_range)
 
@@ -190,8 +192,7 @@ class RecurrentClassifier(SequenceClassifier):
         max_norm: float | None = None,
     ) -> None:
         super().__init__(num_classes)
-        if not 0 <= initial_noise < math.inf:
-            raise UserError(f"initial_noise is {initial_noise}; it must be finite and 0 or more")
+        check_not_negative(initial_noise=initial_noise)
         _output_size(layer.input_size, [layer])
         self.optimization, self.max_norm, self.initial_noise = optimization, max_norm, initial_noise
         self.layer = layer

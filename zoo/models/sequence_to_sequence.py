@@ -4,7 +4,6 @@ Krueger et al. 2017, https://arxiv.org/abs/1606.01305, has no such experiment; t
 paper", has its script, without numbers: https://github.com/teganmaharaj/zoneout, zoneout_seq2seq.py.
 """
 
-import math
 from collections import defaultdict
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed, nn
 from torch.nn.functional import one_hot
 
+from zoo.arguments import check_counts, check_positive
 from zoo.errors import UserError
 from zoo.functional import LSTMState
 from zoo.initialisation import initialise_
@@ -70,10 +70,8 @@ class EncoderDecoder(SequenceToSequence):
         for name, value in {"decay": decay, "mastered": mastered, "hopeless": hopeless}.items():
             if not 0 <= value <= 1:
                 raise UserError(f"{name} is {value}; it must lie in [0, 1]")
-        if not 0 < init_range < math.inf:
-            raise UserError(f"init_range is {init_range}; it must be positive and finite")
-        if patience is not None and patience < 1:
-            raise UserError(f"patience is {patience}; it must be 1 or more, or null")
+        check_positive(init_range=init_range)
+        check_counts(patience=patience)
         self.init_range, self.decay = init_range, decay
         self.mastered, self.hopeless, self.patience = mastered, hopeless, patience
         self.optimization = StepAdam(learning_rate, weight_decay=0.0)

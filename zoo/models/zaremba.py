@@ -5,6 +5,7 @@ Zaremba, Sutskever and Vinyals 2014, https://arxiv.org/abs/1409.2329; the author
 
 from torch import Tensor, nn
 
+from zoo.arguments import check_counts, check_not_negative
 from zoo.functional import LSTMState
 from zoo.layers import LSTM, StateNoise
 from zoo.optim import DecayedSGD
@@ -41,11 +42,15 @@ class Zaremba(LanguageModel):
         state_noise: StateNoise = None,
     ) -> None:
         super().__init__(vocab_size)
+        check_counts(hidden_size=hidden_size)
+        check_not_negative(init_range=init_range)
         self.optimization = DecayedSGD(learning_rate, constant_epochs, decay)
         self.max_norm = max_norm
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.input_dropout = Dropout(dropout)
-        self.lstm = LSTM(hidden_size, hidden_size, num_layers, dropout=dropout, state_noise=state_noise)
+        self.lstm = LSTM(
+            hidden_size, hidden_size, num_layers, dropout=dropout if num_layers > 1 else 0.0, state_noise=state_noise
+        )
         self.output_dropout = Dropout(dropout)
         self.softmax = nn.Linear(hidden_size, vocab_size)
         for parameter in self.parameters():

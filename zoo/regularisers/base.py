@@ -1,11 +1,11 @@
 """What all regularisers share: drop probabilities that a schedule can change, and the draws of an inverted mask."""
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from zoo.arguments import check_not_negative
 from zoo.kernels import bernoulli
 
 
@@ -38,8 +38,7 @@ def dropout_probability(name: str, value: float) -> float:
 
 def coefficient(name: str, value: float) -> float:
     """`value`, where it is finite and >= 0; raises `ValueError` elsewhere."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value}; it must be finite and 0 or more")
+    check_not_negative(**{name: value})
     return float(value)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from zoo.arguments import check_positive
 from zoo.regularisers.base import Regulariser
 
 
@@ -23,13 +24,12 @@ class CurriculumDropout:
     """
 
     def __init__(self, modules: nn.Module | Iterable[nn.Module], gamma: float) -> None:
-        if not 0 < gamma < math.inf:
-            raise ValueError(f"gamma is {gamma}; it must be positive and finite")
+        check_positive(gamma=gamma)
         roots = [modules] if isinstance(modules, nn.Module) else list(modules)
         found = [module for root in roots for module in root.modules() if isinstance(module, Regulariser)]
         self._targets = [(module, name, getattr(module, name)) for module in found for name in module.probabilities]
-        if not self._targets:
-            raise ValueError("modules has no regulariser with a drop probability to schedule")
+        if not any(target for _, _, target in self._targets):
+            raise ValueError("modules has no regulariser with a drop probability to schedule, or all of them are 0")
         self.gamma = gamma
         self.at(0)
 

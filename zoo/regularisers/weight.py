@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from zoo.arguments import check_counts
 from zoo.functional import Weights
 from zoo.kernels import bernoulli
 from zoo.regularisers.base import Regulariser, coefficient, dropout_probability, inverted_mask, probability
@@ -99,8 +100,7 @@ class DropConnect(Regulariser, nn.Linear):
         activation: nn.Module | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias)
-        if samples < 1:
-            raise ValueError(f"samples is {samples}; it must be 1 or more")
+        check_counts(samples=samples)
         self.p, self.samples, self.activation = probability("p", p), samples, activation
 
     def forward(self, input: Tensor) -> Tensor:

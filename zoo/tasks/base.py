@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from zoo.arguments import check_positive
 from zoo.errors import UserError
 from zoo.layers import BatchNormLSTM, Recurrent
 from zoo.metrics import ExactMean
@@ -150,6 +151,7 @@ class Task(LightningModule):
         return [*groups, [parameter for parameter in self.parameters() if parameter not in recurrent]]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        check_positive(max_norm=self.max_norm)
         return self.optimization.configure(self)
 
     def configure_gradient_clipping(
