@@ -176,7 +176,7 @@ def test_a_tokenizer_of_another_size_is_refused(folder):
             "expected class_path and init_args alone",
         ),
         ("model: &a {class_path: zoo.models.Zaremba, init_args: {x: *a}}", "is no recipe: RecursionError"),
-        ("model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: 5, hidden_size: 0}}", "input_size is 0"),
+        ("model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: 5, hidden_size: 0}}", "hidden_size is 0"),
         (
             "model: {class_path: zoo.models.Zaremba, init_args: {vocab_size: 5, hidden_size: 6, dropout: 1.0}}",
             "p is 1.0",

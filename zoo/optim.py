@@ -431,8 +431,8 @@ class DecayedSGD(Optimization):
     """
 
     def __init__(self, learning_rate: float, constant_epochs: int, decay: float, shrinkage: float = 0.0) -> None:
-        check_positive(learning_rate=learning_rate, decay=decay)
-        check_not_negative(constant_epochs=constant_epochs, shrinkage=shrinkage)
+        check_not_negative(learning_rate=learning_rate, constant_epochs=constant_epochs, shrinkage=shrinkage)
+        check_positive(decay=decay)
         self.learning_rate, self.constant_epochs, self.decay = learning_rate, constant_epochs, decay
         self.shrinkage = shrinkage
 
@@ -465,8 +465,8 @@ class StepAdam(Optimization):
         decay: float = 10.0,
         max_update_norm: float | None = None,
     ) -> None:
-        check_positive(learning_rate=learning_rate, decay=decay, max_update_norm=max_update_norm)
-        check_not_negative(weight_decay=weight_decay)
+        check_not_negative(learning_rate=learning_rate, weight_decay=weight_decay)
+        check_positive(decay=decay, max_update_norm=max_update_norm)
         self.learning_rate, self.milestones = learning_rate, milestones or []
         self.weight_decay, self.decay = weight_decay, decay
         self.max_update_norm = max_update_norm
@@ -504,8 +504,8 @@ class OneCycleAdam(Optimization):
         div: float = 10.0,
         momentum: tuple[float, float] = (0.8, 0.7),
     ) -> None:
-        check_positive(learning_rate=learning_rate, div=div)
-        check_not_negative(weight_decay=weight_decay)
+        check_not_negative(learning_rate=learning_rate, weight_decay=weight_decay)
+        check_positive(div=div)
         self.learning_rate, self.epochs, self.weight_decay = learning_rate, epochs, weight_decay
         self.beta_2, self.div, self.momentum = beta_2, div, momentum
 
