@@ -9,7 +9,7 @@ from pathlib import Path
 
 import report
 from lightning import seed_everything
-from training import quiet_trainer
+from trainer import quiet_trainer
 
 from datamodules import SequentialMNIST
 from datamodules.mnist import SIDE

@@ -14,7 +14,7 @@ import report
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from training import Clock, quiet_trainer
+from trainer import Clock, quiet_trainer
 from update import Bare, Size, bare
 
 from datamodules import TINY_SHAKESPEARE, Corpus

@@ -17,7 +17,7 @@ from batch_norm_gradients import gradient_norms
 from regularisers import Naive
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
-from training import quiet_trainer
+from trainer import quiet_trainer
 
 from datamodules import SequentialMNIST
 from zoo.layers import LSTM, StateNoise

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import report
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from training import quiet_trainer
+from trainer import quiet_trainer
 
 from datamodules import PennTreebank
 from datamodules.stream import Stream

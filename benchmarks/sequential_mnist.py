@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import report
-from training import Clock, quiet_trainer
+from trainer import Clock, quiet_trainer
 
 from datamodules.loader import Draw
 from datamodules.mnist import Sequences

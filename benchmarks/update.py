@@ -10,7 +10,7 @@ import report
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
-from training import Clock, quiet_trainer
+from trainer import Clock, quiet_trainer
 
 from datamodules.stream import Stream
 from zoo.batches import Window

@@ -385,6 +385,23 @@ def table(entries: Iterable[Entry]) -> str:
     return "\n".join(rows)
 
 
+def training_times(entries: Iterable[Entry]) -> str:
+    """The text of `benchmarks/training.md`: how long the trained models took, and on what."""
+    lines = [
+        "# How long the models trained",
+        "",
+        "| model | hardware | torch | epochs | seconds an epoch | ms an update |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in entries:
+        if entry.weights and entry.measured:
+            run = entry.measured.training
+            pace = f"{run['seconds'] / run['epochs']:,.1f} | {1000 * run['seconds'] / run['updates']:,.1f}"
+            lines.append(f"| {entry.name} | {run['hardware']} | {run['torch']} | {run['epochs']} | {pace} |")
+    lines += ["", "Validation after each epoch included. Written by `make cards` from the cards.", ""]
+    return "\n".join(lines)
+
+
 MODELS = "<!-- models: written by `make cards` -->\n", "\n<!-- end of models -->"
 SPEEDS = "<!-- speeds: written by `make cards` from benchmarks/recurrent.md -->\n", "\n<!-- end of speeds -->"
 
@@ -425,6 +442,7 @@ def written(root: Path) -> dict[Path, str]:
     text = _between(readme.read_text(encoding="utf-8"), MODELS, table(entries))
     measured = (root / "benchmarks" / "recurrent.md").read_text(encoding="utf-8")
     texts[readme] = _between(text, SPEEDS, speeds(measured))
+    texts[root / "benchmarks" / "training.md"] = training_times(entries)
     return texts
 
 
