@@ -290,7 +290,7 @@ def test_sites_are_checked_for_the_cell():
 
 
 def test_an_unknown_period_is_named():
-    with pytest.raises(ValueError, match="per is 'window'; it must be 'step' or 'sequence'"):
+    with pytest.raises(ValueError, match="per is 'window'; it must be one of 'step', 'sequence'"):
         RecurrentDropout(0.1, per="window")
 
 

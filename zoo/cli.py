@@ -216,13 +216,9 @@ def main(argv: list[str] | None = None) -> None:
             chosen: dict[str, Callable[..., object]] = {"language": finetune, "classification": finetune_classifier}
             task, rest = _task(rest, chosen)
             hush()
-            prog, others = (
-                f"{Path(sys.argv[0]).name} {command}",
-                " and ".join(other for other in chosen if other != task),
-            )
-            epilog = (
-                f"These are the options of {prog} --task {task}; those of --task {others} have a --help of their own."
-            )
+            prog = f"{Path(sys.argv[0]).name} {command}"
+            others = " and ".join(f"--task {other}" for other in chosen if other != task)
+            epilog = f"These are the options of {prog} --task {task}; those of {others} have a --help of their own."
             print(auto_cli(chosen[task], args=rest, prog=f"{prog} --task {task}", epilog=epilog))
         elif command in _COMMANDS:
             from jsonargparse import auto_cli

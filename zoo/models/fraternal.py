@@ -4,16 +4,18 @@ Zolna, Arpit, Suhubdy and Bengio 2018, https://arxiv.org/abs/1711.00066; the aut
 https://github.com/kondiz/fraternal-dropout
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from zoo.arguments import check_not_negative
+from zoo.arguments import check_choice, check_not_negative
 from zoo.batches import Window
 from zoo.errors import UserError
 from zoo.tasks import LanguageModel
 from zoo.tasks.language import Outputs, State
+
+Variant = Literal["fraternal", "pi", "expectation_linear"]
 
 
 class FraternalLSTM(LanguageModel):
@@ -38,15 +40,14 @@ class FraternalLSTM(LanguageModel):
         self,
         model: LanguageModel,
         kappa: float = 0.15,
-        variant: Literal["fraternal", "pi", "expectation_linear"] = "fraternal",
+        variant: Variant = "fraternal",
         forget: float = 0.0,
     ) -> None:
         super().__init__(model.vocab_size)
         check_not_negative(kappa=kappa)
         if not 0 <= forget <= 1:
             raise UserError(f"forget is {forget}; a probability lies in [0, 1]")
-        if variant not in ("fraternal", "pi", "expectation_linear"):
-            raise UserError(f"variant is {variant!r}; it must be 'fraternal', 'pi' or 'expectation_linear'")
+        check_choice("variant", variant, get_args(Variant))
         self.model, self.kappa, self.variant, self.forget = model, kappa, variant, forget
         self.optimization, self.max_norm = model.optimization, model.max_norm
         self.bptt, self.sums_steps = model.bptt, model.sums_steps

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from zoo.arguments import check_choice
 from zoo.kernels import bernoulli
 from zoo.regularisers.base import Regulariser, dropout_probability
 
@@ -32,8 +33,7 @@ class EmbeddingDropout(EmbeddingRegulariser):
 
     def __init__(self, p: float, per: Literal["window", "sequence"] = "window") -> None:
         super().__init__()
-        if per not in ("window", "sequence"):
-            raise ValueError(f"per is {per!r}; it must be 'window' or 'sequence'")
+        check_choice("per", per, ("window", "sequence"))
         self.p, self.per = dropout_probability("p", p), per
 
     def forward(self, embedding: nn.Embedding, tokens: Tensor) -> Tensor:

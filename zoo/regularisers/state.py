@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zoo.arguments import check_choice
 from zoo.kernels import bernoulli
 from zoo.noise import GATES, Cell, Extent, Noise
 from zoo.regularisers.base import Regulariser, dropout_probability, inverted_mask, probability
@@ -95,8 +96,7 @@ class RecurrentDropout(StateRegulariser):
 
     def __init__(self, p: float, per: Literal["step", "sequence"] = "step") -> None:
         super().__init__()
-        if per not in ("step", "sequence"):
-            raise ValueError(f"per is {per!r}; it must be 'step' or 'sequence'")
+        check_choice("per", per, ("step", "sequence"))
         self.p, self.per = probability("p", p), per
 
     def sites(self, cell: Cell) -> tuple[str, ...]:
