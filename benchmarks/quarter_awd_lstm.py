@@ -51,11 +51,11 @@ def name_of(share: float) -> str:
     return f"quarter-{RECIPE}-{share:g}"
 
 
-def bundle_of(share: float) -> Path | None:
-    """A finished run's bundle."""
+def bundles_of(share: float) -> list[Path]:
+    """The bundle of the finished run, if there is one."""
     name = name_of(share)
     found = [file.parent for file in (LOGS / name).glob(f"version_*/{name}/{CONFIG}")]
-    return next((folder for folder in found if card.read(folder).ours() is not None), None)
+    return [folder for folder in found if card.read(folder).ours() is not None]
 
 
 def train(share: float, epochs: int) -> None:
@@ -69,18 +69,14 @@ def train(share: float, epochs: int) -> None:
 
 def curve_of(share: float) -> list[dict[str, float]]:
     """A row an epoch of a finished run."""
-    bundle = bundle_of(share)
-    assert bundle is not None
-    with (bundle / "curve.csv").open() as file:
+    with (bundles_of(share)[0] / "curve.csv").open() as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def line(share: float, kept: dict[str, float], last: dict[str, float]) -> list[str]:
     """The table's line of a run, from the epoch that it kept and its last one."""
-    bundle = bundle_of(share)
-    assert bundle is not None
     train, validation = "train/perplexity", "validation/perplexity"
-    values = (kept[train], kept[validation], card.read(bundle).ours(), last[train], last[validation])
+    values = (kept[train], kept[validation], card.read(bundles_of(share)[0]).ours(), last[train], last[validation])
     return [f"{share:g}", f"{kept['epoch']:g}", *(f"{value:.1f}" for value in values)]
 
 
@@ -115,7 +111,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     for share in arguments.shares:
-        if bundle_of(share) is None:
+        if not bundles_of(share):
             train(share, arguments.epochs)
     if arguments.train:
         return

@@ -384,7 +384,7 @@ class TestBadInput:
             ({"source_length": 0}, "source_length is 0"),
             ({"decay": 1.5}, "decay is 1.5; it must lie in"),
             ({"mastered": -0.1}, "mastered is -0.1"),
-            ({"patience": 0}, "patience is 0; it must be 1 or more"),
+            ({"patience": 0}, "patience is 0; it must be 1 or more, or null"),
         ],
     )
     def test_of_the_model(self, arguments, message):

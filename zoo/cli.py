@@ -202,6 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one command; bad input ends with one line on standard error and exit code 2."""
     arguments = sys.argv[1:] if argv is None else argv
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    prog = f"{Path(sys.argv[0]).name} {command}"
     try:
         if command in _TRAINER_COMMANDS:
             from zoo.lightning_cli import run
@@ -216,14 +217,13 @@ def main(argv: list[str] | None = None) -> None:
             chosen: dict[str, Callable[..., object]] = {"language": finetune, "classification": finetune_classifier}
             task, rest = _task(rest, chosen)
             hush()
-            prog = f"{Path(sys.argv[0]).name} {command}"
             others = " and ".join(f"--task {other}" for other in chosen if other != task)
             epilog = f"These are the options of {prog} --task {task}; those of {others} have a --help of their own."
             print(auto_cli(chosen[task], args=rest, prog=f"{prog} --task {task}", epilog=epilog))
         elif command in _COMMANDS:
             from jsonargparse import auto_cli
 
-            auto_cli(_COMMANDS[command], args=rest, prog=f"{Path(sys.argv[0]).name} {command}")
+            auto_cli(_COMMANDS[command], args=rest, prog=prog)
         elif command in ("-h", "--help"):
             print(_usage())
         else:

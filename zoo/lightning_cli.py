@@ -61,16 +61,16 @@ def expand(command: str, arguments: list[str]) -> list[str]:
         if command != "fit":
             expanded += ["--weights", str(found.folder)]
         arguments = arguments[1:]
-    remaining, before = iter(arguments), "="
+    remaining, takes_value = iter(arguments), False
     for argument in remaining:
-        if not argument.startswith("-") and (not before.startswith("--") or "=" in before):
+        if not (takes_value or argument.startswith("-")):
             raise UserError(f"{argument} follows no option; a model's name comes first: {command} {argument} ...")
-        before = argument
         option, equals, value = argument.partition("=")
+        takes_value = option.startswith("--") and not equals
         if option not in ("-c", "--config"):
             expanded.append(argument)
             continue
-        value = value if equals else next(remaining, "")
+        value, takes_value = value if equals else next(remaining, ""), False
         is_text = value.startswith("{")
         is_name = not is_text and "://" not in value and not os.path.isfile(value)
         expanded += _recipe(hub.find(value), as_it_stands=True) if is_name else ["--config", value]

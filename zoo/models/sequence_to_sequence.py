@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed, nn
 from torch.nn.functional import one_hot
 
-from zoo.arguments import check_counts, check_positive
+from zoo.arguments import check_positive
 from zoo.errors import UserError
 from zoo.functional import LSTMState
 from zoo.initialisation import initialise_
@@ -71,7 +71,8 @@ class EncoderDecoder(SequenceToSequence):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} is {value}; it must lie in [0, 1]")
         check_positive(init_range=init_range)
-        check_counts(patience=patience)
+        if patience is not None and patience < 1:
+            raise UserError(f"patience is {patience}; it must be 1 or more, or null")
         self.init_range, self.decay = init_range, decay
         self.mastered, self.hopeless, self.patience = mastered, hopeless, patience
         self.optimization = StepAdam(learning_rate, weight_decay=0.0)
