@@ -435,6 +435,44 @@ def test_cells_are_zero_in_the_padding_and_end_in_the_final_state():
 # As a module
 
 
+COMPILED = {
+    "lstm": lambda: LSTM(I, H, 2, bidirectional=True, dropout=0.3, state_noise=Zoneout(cell=0.5, hidden=0.05)),
+    "gru": lambda: GRU(I, H, weight_noise=WeightDrop(0.5)),
+    "batch norm": lambda: zoo.BatchNormLSTM(I, H, max_steps=T),
+    "layer norm": lambda: zoo.LayerNormLSTM(I, H),
+    "dropout": lambda: zoo.LockedDropout(0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo looks at its own
+@pytest.mark.parametrize("kind", COMPILED)
+def test_compiled_it_does_the_same_and_no_step_is_unrolled(kind):
+    torch._dynamo.reset()
+    layer, inputs = COMPILED[kind](), torch.randn(T, B, I, requires_grad=True)
+    graphs, results = [], []
+
+    def counted(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    for call in (torch.compile(copy.deepcopy(layer), backend=counted), layer):
+        for seed in (1, 2):  # the second finds everything compiled
+            torch.manual_seed(seed)
+            outputs, *_ = call(inputs)
+            results.append((outputs, *torch.autograd.grad(outputs.square().sum(), inputs)))
+    torch.testing.assert_close(results[:2], results[2:], rtol=0, atol=0)
+    assert sum(len(graph.graph.nodes) for graph in graphs) < T
+
+
+def test_the_readable_loop_can_be_traced_as_a_whole():
+    torch._dynamo.reset()
+    layer, inputs = LSTM(I, H, backend="reference"), torch.randn(T, B, I)
+    expected, _ = layer(inputs)
+    compiled, _ = torch.compile(layer, backend="eager", fullgraph=True)(inputs)
+    exported, _ = torch.export.export(layer, (inputs,)).module()(inputs)
+    torch.testing.assert_close((compiled, exported), (expected, expected))
+
+
 @kinds
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
 def test_under_autocast_it_runs_in_its_weights_dtype(kind, given):

@@ -17,6 +17,7 @@ from zoo.arguments import check_choice, check_counts, check_positive, check_type
 from zoo.functional import Gains, LSTMRun, LSTMState, Moments, Weights
 from zoo.kernels import Backend
 from zoo.kernels.checks import autocasts
+from zoo.kernels.untraced import untraced
 from zoo.noise import GATES, SITES, Cell, Extent, Noise
 from zoo.regularisers import Dropout, StateRegulariser, WeightRegulariser, check_sites, draw_noise
 
@@ -190,13 +191,24 @@ class Recurrent(nn.Module):
         first_step: int = 0,
     ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
         """Outputs, final state and, where asked for, the cells of every layer and direction."""
+        run = self._stack if self.backend == "reference" else self._untraced_stack
+        return run(inputs, state, lengths, cells, first_step)
+
+    def _stack(
+        self,
+        inputs: Tensor,
+        state: tuple[Tensor, ...] | None,
+        lengths: Lengths | None,
+        cells: bool,
+        first_step: int,
+    ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
         self._check(inputs, state)
         if autocasts(inputs):
             dtype = self.weights(0).input.dtype
             if state is not None:
                 state = tuple(part.to(dtype) for part in state)
             with torch.autocast(inputs.device.type, enabled=False):
-                return self._run(inputs.to(dtype), state, lengths, cells, first_step)
+                return self._stack(inputs.to(dtype), state, lengths, cells, first_step)
 
         sequence = inputs.transpose(0, 1) if self.batch_first else inputs
         time, batch, _ = sequence.shape
@@ -222,6 +234,8 @@ class Recurrent(nn.Module):
         if self.batch_first:
             sequence, all_cells = sequence.transpose(0, 1), [own_cells.transpose(0, 1) for own_cells in all_cells]
         return sequence, tuple(torch.stack(parts) for parts in zip(*finals, strict=True)), all_cells
+
+    _untraced_stack = untraced(_stack)
 
     def _pass(
         self, sequence: Tensor, state: tuple[Tensor, ...], padding: Tensor | None, call: Call

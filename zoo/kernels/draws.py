@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels import native
+from zoo.kernels.untraced import untraced
 
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # of splitmix64, as signed
 
@@ -19,8 +20,12 @@ def bernoulli(keep: float, *shape: int, device: torch.device | str = "cpu") -> T
         raise ValueError(f"keep is {keep}; a probability lies in [0, 1]")
     if torch.device(device).type != "cpu":
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(keep)
+    return _on_the_cpu(round(keep * 2**32), shape)
+
+
+@untraced
+def _on_the_cpu(threshold: int, shape: tuple[int, ...]) -> Tensor:
     seed = int(torch.empty((), dtype=torch.int64).random_())
-    threshold = round(keep * 2**32)
     if native.available():
         return native.bernoulli(seed, threshold, shape)
     return hashed_bernoulli(seed, threshold, shape)
