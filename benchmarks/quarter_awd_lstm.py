@@ -16,7 +16,7 @@ import yaml
 
 from zoo import card
 from zoo.files import RECIPE as CONFIG
-from zoo.runs import LOGS
+from zoo.runs import LOGS, last_checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "awd-lstm-ptb"
@@ -62,7 +62,7 @@ def train(share: float, epochs: int) -> None:
     """Runs or goes on."""
     command = [sys.executable, str(ROOT / "cli.py"), "fit", RECIPE, "--name", name_of(share), *settings(share)]
     command += [f"--trainer.max_epochs={epochs}", "--trainer.enable_progress_bar=false"]
-    if any((LOGS / name_of(share)).glob("version_*/checkpoints/last.ckpt")):
+    if last_checkpoints(name_of(share)):
         command += ["--ckpt_path", "last"]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 

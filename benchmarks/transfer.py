@@ -1,6 +1,7 @@
 """What pretraining is worth: a fine-tuned model beside the same network from scratch, on WikiText-2 and on film reviews.
 
-A row is appended to `transfer.csv` when it ends, and is not repeated. The table is made of that file alone.
+A row is appended to `transfer.csv` when it ends, and is not repeated; an interrupted one goes on from its last checkpoint.
+The table is made of that file alone.
 """
 
 import argparse
@@ -8,7 +9,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import report
 import torch
@@ -16,7 +17,7 @@ import torch
 from datamodules import LabelledText
 from zoo.finetuning import FineTuned, finetune, finetune_classifier
 from zoo.provenance import hardware
-from zoo.runs import hush
+from zoo.runs import hush, last_checkpoints
 
 NAME = "zaremba-small-ptb"
 VOCABULARY, EPOCHS = 10_000, 3
@@ -45,6 +46,11 @@ class Row(NamedTuple):
         """Where its bundle goes."""
         return home / f"{self.task} {self.start}".replace(" ", "-").replace("'", "")
 
+    def place(self, home: Path) -> dict[str, Any]:
+        """The options that say so, and whether it goes on."""
+        folder = self.folder(home)
+        return {"output": str(folder), "overwrite": True, "resume": bool(last_checkpoints(folder.name))}
+
 
 def wikitext(row: Row, home: Path) -> FineTuned:
     """A language model of WikiText-2."""
@@ -52,11 +58,10 @@ def wikitext(row: Row, home: Path) -> FineTuned:
         NAME,
         corpus="Salesforce/wikitext",
         config="wikitext-2-v1",
-        output=str(row.folder(home)),
         max_vocabulary=VOCABULARY,
         epochs=EPOCHS,
         pretrained=row.start != "nothing",
-        overwrite=True,
+        **row.place(home),
     )
 
 
@@ -68,11 +73,10 @@ def language_of_reviews(row: Row, home: Path) -> FineTuned:
     return finetune(
         NAME,
         corpus=str(reviews),
-        output=str(row.folder(home)),
         document="file",
         max_vocabulary=VOCABULARY,
         epochs=EPOCHS,
-        overwrite=True,
+        **row.place(home),
     )
 
 
@@ -83,11 +87,10 @@ def classes_of_reviews(row: Row, home: Path) -> FineTuned:
         NAME if row.start == "Penn Treebank" else tuned,
         corpus=REVIEWS,
         label=LABEL,
-        output=str(row.folder(home)),
         epochs=CLASSIFIER_EPOCHS,
         max_tokens=MAX_TOKENS,
         pretrained=row.start != "nothing",
-        overwrite=True,
+        **row.place(home),
     )
 
 

@@ -49,10 +49,15 @@ def new_run(name: str) -> Path:
     return Path(TensorBoardLogger(LOGS, name).log_dir)
 
 
+def last_checkpoints(name: str) -> list[Path]:
+    """Those of the runs called so, the newest run's at the end."""
+    versions = (LOGS / name).glob("version_*/checkpoints/last.ckpt")
+    return sorted(versions, key=lambda file: int(file.parts[-3].removeprefix("version_")))
+
+
 def last_checkpoint(name: str, option: str) -> Path:
     """The newest checkpoint of the runs called so; `UserError` names the option that asks for it where there is none."""
-    versions = (LOGS / name).glob("version_*/checkpoints/last.ckpt")
-    found = sorted(versions, key=lambda file: int(file.parts[-3].removeprefix("version_")))
+    found = last_checkpoints(name)
     if not found:
         raise UserError(f"{option}: no run of {name} under {LOGS / name} has a checkpoint")
     print(f"going on from {found[-1]}")
