@@ -1,7 +1,4 @@
-"""The plain LSTM, zoneout and recurrent batch norm on sequential MNIST at 14 x 14 pixels, twenty minutes each.
-
-A network's epochs are appended to `downsampled_mnist.csv` when its time is up, and it is not trained again.
-"""
+"""The plain LSTM, zoneout and recurrent batch norm on sequential MNIST at 14 x 14 pixels, twenty minutes each."""
 
 import argparse
 import csv
@@ -67,31 +64,10 @@ def train(build: Callable[[int, int], SequenceClassifier], units: int, downsampl
         trainer = quiet_trainer(max_epochs=-1, max_time=limit, callbacks=[curve], default_root_dir=folder)
         model = build(units, data.num_steps)
         trainer.fit(model, datamodule=data)
-        rows = curve.rows
+        *rows, last = curve.rows
         model.estimate_population(data.train_dataloader())
         (finished,) = trainer.validate(model, datamodule=data, verbose=False)
-    return [*rows[:-1], {**rows[-1], FINISHED: finished[VALIDATION]}]
-
-
-def read(file: Path) -> dict[str, list[Row]]:
-    """The rows of every network that has been trained."""
-    curves: dict[str, list[Row]] = {}
-    if file.exists():
-        with file.open(newline="") as lines:
-            for row in csv.DictReader(lines):
-                numbers = {column: float(row[column]) for column in COLUMNS[1:] if row[column]}
-                curves.setdefault(row["network"], []).append(numbers)
-    return curves
-
-
-def append(file: Path, name: str, rows: list[Row]) -> None:
-    """Adds a network's rows."""
-    new = not file.exists()
-    with file.open("a", newline="") as lines:
-        writer = csv.DictWriter(lines, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows({"network": name, **row} for row in rows)
+    return [*rows, {**last, FINISHED: finished[VALIDATION]}]
 
 
 def table(curves: dict[str, list[Row]]) -> list[list[str]]:
@@ -104,10 +80,10 @@ def table(curves: dict[str, list[Row]]) -> list[list[str]]:
             [
                 name,
                 f"{best[VALIDATION]:.2f}",
-                f"{best['epoch']:g}",
-                f"{above['epoch']:g}, {above['seconds'] / 60:.1f} min" if above else "never",
+                str(best["epoch"]),
+                f"{above['epoch']}, {above['seconds'] / 60:.1f} min" if above else "never",
                 f"{rows[-1][FINISHED]:.2f}",
-                f"{rows[-1]['epoch']:g}, {rows[-1]['seconds'] / 60:.1f} min",
+                f"{rows[-1]['epoch']}, {rows[-1]['seconds'] / 60:.1f} min",
                 f"{rows[-1]['seconds'] / rows[-1]['epoch']:.0f}",
             ]
         )
@@ -146,24 +122,20 @@ def main() -> None:
     arguments = parser.parse_args()
     limit = timedelta(minutes=arguments.minutes)
     file = arguments.output / "downsampled_mnist.csv"
+    curves = {}
     for name, build in NETWORKS.items():
-        if name not in read(file):
-            append(file, name, train(build, arguments.units, arguments.downsample, limit))
-    curves = read(file)
+        curves[name] = train(build, arguments.units, arguments.downsample, limit)
+        print(f"{name}: {curves[name][-1]}", flush=True)
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, COLUMNS)
+        writer.writeheader()
+        writer.writerows({"network": name, **row} for name, rows in curves.items() for row in rows)
     draw(curves, file.with_suffix(".png"))
     side = SIDE // arguments.downsample
     report.write(
         str(arguments.output / Path(__file__).name),
         f"Sequential MNIST at {side} x {side} pixels",
-        [
-            "network",
-            "best validation",
-            "at epoch",
-            f"above {TARGET} after epoch",
-            "finished",
-            "run",
-            "seconds an epoch",
-        ],
+        ["network", "best validation", "at epoch", f"above {TARGET} after epoch", FINISHED, "run", "seconds an epoch"],
         table(curves),
         NOTES.format(units=arguments.units, steps=side * side),
     )

@@ -202,6 +202,7 @@ class Recurrent(nn.Module):
         cells: bool,
         first_step: int,
     ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
+        """What `_run` gives; `torch.compile` looks into it for the readable loop alone."""
         self._check(inputs, state)
         if autocasts(inputs):
             dtype = self.weights(0).input.dtype

@@ -1,13 +1,16 @@
 """Regularisers of the embedding: from token ids to the vectors of a sequence."""
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from zoo.arguments import check_choice
 from zoo.kernels import bernoulli
 from zoo.regularisers.base import Regulariser, dropout_probability
+
+Period = Literal["window", "sequence"]
+"""How long a mask lasts."""
 
 
 class EmbeddingRegulariser(Regulariser):
@@ -31,9 +34,9 @@ class EmbeddingDropout(EmbeddingRegulariser):
 
     probabilities = ("p",)
 
-    def __init__(self, p: float, per: Literal["window", "sequence"] = "window") -> None:
+    def __init__(self, p: float, per: Period = "window") -> None:
         super().__init__()
-        check_choice("per", per, ("window", "sequence"))
+        check_choice("per", per, get_args(Period))
         self.p, self.per = dropout_probability("p", p), per
 
     def forward(self, embedding: nn.Embedding, tokens: Tensor) -> Tensor:

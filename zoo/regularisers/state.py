@@ -6,7 +6,7 @@ regularisers: `check_sites` when it is built, `draw_noise` at every call.
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from zoo.arguments import check_choice
 from zoo.kernels import bernoulli
 from zoo.noise import GATES, Cell, Extent, Noise
 from zoo.regularisers.base import Regulariser, dropout_probability, inverted_mask, probability
+
+Period = Literal["step", "sequence"]
+"""How long a mask lasts."""
 
 
 class StateRegulariser(Regulariser):
@@ -94,9 +97,9 @@ class RecurrentDropout(StateRegulariser):
 
     probabilities = ("p",)
 
-    def __init__(self, p: float, per: Literal["step", "sequence"] = "step") -> None:
+    def __init__(self, p: float, per: Period = "step") -> None:
         super().__init__()
-        check_choice("per", per, ("step", "sequence"))
+        check_choice("per", per, get_args(Period))
         self.p, self.per = probability("p", p), per
 
     def sites(self, cell: Cell) -> tuple[str, ...]:
