@@ -340,3 +340,32 @@ def test_the_population_is_measured_anew_over_every_batch(data):
     for name, value in layer.named_buffers():
         torch.testing.assert_close(model.layer.get_buffer(name), value)
     assert int(model.layer.population_batches_l0[0]) == len(batches)
+
+
+def test_validation_has_the_statistics_of_the_weights_that_it_sees(data, monkeypatch):
+    monkeypatch.setattr("zoo.tasks.base.POPULATION_BATCHES", 3)
+    torch.manual_seed(0)
+    model = RecurrentBatchNormClassifier(hidden_size=6, max_steps=STEPS, learning_rate=0.05)
+    seen = []
+
+    class Seen(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                seen.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+                first = list(data.train_dataloader())[:3]
+                assert not pl_module.training
+                pl_module.estimate_population(first)
+                torch.testing.assert_close(pl_module.state_dict(), seen[-1], rtol=0, atol=0)
+
+    quiet_trainer(max_epochs=2, callbacks=[Seen()], log_every_n_steps=1).fit(model, datamodule=data)
+    assert len(seen) == 2
+    assert seen[0]["layer.population_batches_l0"].tolist() == [3] * STEPS
+    assert not torch.equal(seen[0]["layer.population_cell_mean_l0"], seen[1]["layer.population_cell_mean_l0"])
+
+
+def test_without_a_data_module_it_has_the_running_averages(data):
+    model = RecurrentBatchNormClassifier(hidden_size=6, max_steps=STEPS)
+    trainer = quiet_trainer(max_epochs=1, log_every_n_steps=1)
+    data.setup("fit")
+    trainer.fit(model, data.train_dataloader(), data.val_dataloader())
+    assert model.layer.population_batches_l0.tolist() == [7] * STEPS

@@ -66,6 +66,22 @@ def test_evaluation_equals_one_pass_over_the_whole_text(data, model):
     assert run.callback_metrics["test/perplexity"].item() == value
 
 
+def test_mixed_precision_trains_in_it_and_measures_in_the_weights_own(data, model):
+    exact = quiet_trainer()
+    exact.test(model, datamodule=data, verbose=False)
+    expected = model.measured["test"]
+    mixed = quiet_trainer(precision="bf16-mixed")
+    mixed.test(model, datamodule=data, verbose=False)
+    assert model.measured["test"] == expected
+
+    dtypes = []
+    model.softmax.register_forward_hook(lambda _, inputs, outputs: dtypes.append((model.training, outputs.dtype)))
+    fit = quiet_trainer(precision="bf16-mixed", max_epochs=1, limit_train_batches=2, num_sanity_val_steps=0)
+    fit.fit(model.train(), datamodule=data)
+    assert set(dtypes) == {(True, torch.bfloat16), (False, torch.float32)}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_characters_are_measured_in_bits(data_tree):
     data = PennTreebank(level="character", root=str(data_tree))
     model = Zaremba(data.tokenizer.vocab_size, hidden_size=8, init_range=1e-9)

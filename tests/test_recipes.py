@@ -192,7 +192,8 @@ def test_noise_on_the_initial_state_where_the_paper_has_it():
     assert noise["rbn-mnist"] == 0.1
 
 
-def test_a_recipe_as_it_stands_is_kept_comments_and_all(data_tree, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_recipe_as_it_stands_is_kept_comments_and_all(data_tree, tmp_path, monkeypatch, capsys, precision):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
     text = (ROOT / "checkpoints/zaremba-small-ptb/config.yaml").read_text()
@@ -200,11 +201,18 @@ def test_a_recipe_as_it_stands_is_kept_comments_and_all(data_tree, tmp_path, mon
     text = text.replace("hidden_size: 200", "hidden_size: 8").replace("max_epochs: 13", "max_epochs: 2")
     Path("mine").mkdir()
     Path("mine/config.yaml").write_text(text)
-    main(["fit", "-c", "mine/config.yaml", EVERY_STEP, "--trainer.enable_progress_bar=false"])
+    quiet = "--trainer.enable_progress_bar=false"
+    main(["fit", "-c", "mine/config.yaml", EVERY_STEP, quiet, f"--trainer.precision={precision}"])
     folder = Path("logs/mine/version_0/mine")
     assert (folder / "config.yaml").read_text() == text
     assert "Trained with options" not in (folder / "README.md").read_text()
-    assert "commit" in card.read(folder).measured.training
+    measured = card.read(folder).measured
+    assert "commit" in measured.training
+    assert measured.training["precision"] == precision
+    capsys.readouterr()
+    main(["test", str(folder), quiet])
+    results = {result.split: result.value for result in measured.results}
+    assert f" {results['test']:.6g} over " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,10 @@ from zoo.tasks import LanguageModel, Task
 
 CHANGED = "Trained with options beside the recipe; `config.yaml` here holds what was used."
 
-# The options that change neither the model nor its numbers.
+# The options that leave a recipe as it is: they change nothing, or the card says beside it what they were.
 _INCIDENTAL = re.compile(
     r"--(config|name|ckpt_path|checkpoint\..*|trainer\."
-    r"(logger.*|enable_progress_bar|enable_model_summary|log_every_n_steps|profiler.*|accelerator))"
+    r"(logger.*|enable_progress_bar|enable_model_summary|log_every_n_steps|profiler.*|accelerator|precision))"
 )
 
 

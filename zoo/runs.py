@@ -83,6 +83,7 @@ def measure(
         "seconds": round(curve.seconds),
         "hardware": hardware(trainer.strategy.root_device),
         "torch": str(torch.__version__),
+        "precision": trainer.precision,
         **facts,
     }
     if best and best.weights:

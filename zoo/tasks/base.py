@@ -4,6 +4,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -21,6 +22,9 @@ from zoo.layers import BatchNormLSTM, Recurrent
 from zoo.metrics import ExactMean
 from zoo.optim import Optimization, ValidatedSGD
 from zoo.tokenizer import Tokenizer
+
+POPULATION_BATCHES = 50
+"""Of the training data, before each validation of a fit."""
 
 _RANKS = "ranks"
 
@@ -120,7 +124,7 @@ class Task(LightningModule):
         One pass over the training data in training mode, every batch counting the same, and of several processes each
         one's: Cooijmans et al. 2017, arXiv 1603.09025, section 3. The noise is the same at every call.
         """
-        layers = [module for module in self.modules() if isinstance(module, BatchNormLSTM)]
+        layers = self._batch_norms()
         if not layers:
             return
         training = self.training
@@ -165,10 +169,15 @@ class Task(LightningModule):
         self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.metric("validation").update(self.evaluate_batch(batch, batch_idx))
+        self._evaluate("validation", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.metric("test").update(self.evaluate_batch(batch, batch_idx))
+        self._evaluate("test", batch, batch_idx)
+
+    def _evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
+        """Measures in the weights' own precision, whatever the trainer's is: the same number everywhere."""
+        with torch.autocast(self.device.type, enabled=False):
+            self.metric(split).update(self.evaluate_batch(batch, batch_idx))
 
     def on_validation_epoch_end(self) -> None:
         self.report("validation")
@@ -177,9 +186,17 @@ class Task(LightningModule):
         self.report("test")
 
     def on_validation_start(self) -> None:
-        """Puts the optimiser's averages in the place of the weights."""
+        """Puts the optimiser's averages in the place of the weights, and of a fit's data module takes batches to measure
+        population statistics on: running averages trail behind the weights."""
         for optimizer in self._validated_optimizers():
             optimizer.swap()
+        fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if fitting and data is not None and self._batch_norms():
+            self.estimate_population(islice(data.train_dataloader(), POPULATION_BATCHES))
+
+    def _batch_norms(self) -> list[BatchNormLSTM]:
+        return [module for module in self.modules() if isinstance(module, BatchNormLSTM)]
 
     def on_validation_end(self) -> None:
         """Puts the weights back, and tells the optimiser how well it went: callbacks still saw the averages."""
