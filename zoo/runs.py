@@ -26,6 +26,7 @@ def hush() -> None:
     for speaker in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{speaker}").addFilter(_worth_reading)
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
