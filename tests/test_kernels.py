@@ -378,7 +378,7 @@ def test_a_workspace_beyond_memory_raises(name, threads):
     torch.set_num_threads(threads)
     try:
         with pytest.raises(MemoryError, match="workspace"):  # the threads' own: no step runs
-            native._call(name, one, torch.ones(1, 1, 4), given, {}, Noise(), batch=2**45, time=0, norm=1)
+            native._call(name, one, torch.ones(1, 1, 4), given, {}, Noise(), {"batch": 2**45, "time": 0, "norm": 1})
     finally:
         torch.set_num_threads(1)
 
@@ -490,6 +490,71 @@ def test_kernels_take_the_arguments_of_their_reference(name):
     theirs, ours = ([*signature(getattr(module, name)).parameters.values()] for module in (functional, kernels))
     assert ours[: len(theirs)] == theirs
     assert all(argument.kind is Parameter.KEYWORD_ONLY for argument in ours[len(theirs) :])
+
+
+class RoundedProduct(torch.autograd.Function):
+    """x W' + b, forward (unless the inputs are narrow) and backward, of factors that are rounded to bfloat16."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, narrow=False):
+        ctx.save_for_backward(x, weight)
+        product = x @ weight.mT if narrow else rounded(x) @ rounded(weight).mT
+        return product if bias is None else product + bias
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = (rounded(value) for value in ctx.saved_tensors)
+        gradient = rounded(gradient)
+        rows = gradient.flatten(0, -2)
+        return gradient @ weight, rows.mT @ x.flatten(0, -2), rows.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+def rounded(value):
+    return value.bfloat16().to(value.dtype)
+
+
+def rounded_recurrent(h, weight, rec):
+    if rec is None or rec.ndim == 2:
+        return RoundedProduct.apply(h if rec is None else h * rec, weight, None)
+    blocks = weight.unflatten(0, (-1, h.shape[-1]))
+    copies = (h * rec).expand(len(blocks), *h.shape)
+    return torch.cat([RoundedProduct.apply(*pair, None) for pair in zip(copies, blocks, strict=True)], -1)
+
+
+def relative(value, expected):
+    return ((value - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.skipif(not native.multiplies_bfloat16(), reason="the processor does not multiply bfloat16")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sizes", [*ODD_SIZES, *MORE_SIZES, (30, 64, 20, 33)])
+@pytest.mark.parametrize("sites", [(), (PER_GATE,), SITES["lstm"]], ids=lambda sites: "-".join(sites) or "plain")
+def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(sites, sizes, threads, monkeypatch):
+    given = problem("lstm", sizes, torch.float32)
+    noise = noise_on("lstm", sites, sizes, torch.float32)
+
+    def results(backend, bfloat16):
+        run = kernels.lstm(*given, noise, cells=True, bfloat16=bfloat16, backend=backend)
+        return with_gradients([run.outputs, *run.state, run.cells], given.leaves)
+
+    torch.set_num_threads(threads)
+    try:
+        ours, exact = results("native", True), results("native", False)
+        with torch.no_grad():
+            evaluated = kernels.lstm(*given, noise, bfloat16=True, backend="native").outputs
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(evaluated, ours[0])
+    narrow = sizes[2] <= 4  # such products are taken within the step, as they are
+    monkeypatch.setattr(functional, "linear", lambda x, *weights: RoundedProduct.apply(x, *weights, narrow))
+    monkeypatch.setattr(functional, "_recurrent", rounded_recurrent)
+    expected = results("reference", False)
+    # A sum in another order may fall on the other side of a rounding; the second bias, whose gradient is the first's, is
+    # added to no product here.
+    errors = [relative(*pair) for pair in zip(ours[:-1], expected[:-1], strict=True)]
+    assert max(errors) < 5e-4
+    assert max(relative(*pair) for pair in zip(exact, expected, strict=True)) > 2e-3
+    torch.testing.assert_close(ours[-1], ours[-2], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "vendor", *BACKENDS])

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.models import Zaremba
-from zoo.regularisers import Zoneout
+from zoo.regularisers import Dropout, Zoneout
 
 
 def test_every_parameter_starts_uniform_in_the_range():
@@ -77,23 +77,28 @@ def test_the_gradient_is_clipped_by_the_models_norm_unless_the_trainer_says_othe
 
 
 def test_trains_as_a_plain_loop_of_torchs_parts_does(data_tree):
-    """The paper's training written once more, with nothing of the zoo in it but the windows."""
+    """The paper's training written once more, with nothing of the zoo in it but the windows and the draws of dropout."""
     data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20, drop_last=True)
     torch.manual_seed(0)
     model = Zaremba(data.tokenizer.vocab_size, hidden_size=16, dropout=0.5, max_norm=0.5, constant_epochs=0)
-    embedding, lstm = nn.Embedding(model.vocab_size, 16), nn.LSTM(16, 16, 2, dropout=0.5)
-    dropout, softmax = nn.Dropout(0.5), nn.Linear(16, model.vocab_size)
-    for theirs, ours in ((embedding, model.embedding), (lstm, model.lstm), (softmax, model.softmax)):
+    embedding, softmax = nn.Embedding(model.vocab_size, 16), nn.Linear(16, model.vocab_size)
+    layers, dropout = [nn.LSTM(16, 16), nn.LSTM(16, 16)], Dropout(0.5)
+    for theirs, ours in ((embedding, model.embedding), (softmax, model.softmax)):
         theirs.load_state_dict(ours.state_dict())
-    parameters = [*embedding.parameters(), *lstm.parameters(), *softmax.parameters()]
+    for depth, layer in enumerate(layers):
+        own = {name: value for name, value in model.lstm.state_dict().items() if name.endswith(f"_l{depth}")}
+        layer.load_state_dict({name.replace(f"_l{depth}", "_l0"): value for name, value in own.items()})
+    parameters = [parameter for part in (embedding, *layers, softmax) for parameter in part.parameters()]
 
     windows, expected = list(data.train_dataloader()), []
     torch.manual_seed(1)
     for rate in (1.0, 0.5):
-        state = None
+        states = [None, None]
         for inputs, targets in windows:
-            outputs, state = lstm(dropout(embedding(inputs)), state)
-            state = tuple(part.detach() for part in state)
+            outputs = embedding(inputs)
+            for depth, layer in enumerate(layers):
+                outputs, state = layer(dropout(outputs), states[depth])
+                states[depth] = tuple(part.detach() for part in state)
             loss = cross_entropy(softmax(dropout(outputs)).flatten(0, 1), targets.flatten())
             gradients = torch.autograd.grad(20 * loss, parameters)
             norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()

@@ -40,6 +40,8 @@ class Call(NamedTuple):
     """Whether c(t) is asked for at every step."""
     first_step: int
     """How many steps of their sequences went before the inputs."""
+    bfloat16: bool
+    """Whether products may take factors that are rounded to it."""
 
 
 class Recurrent(nn.Module):
@@ -66,7 +68,8 @@ class Recurrent(nn.Module):
     state is that at each sequence's own end, where the reverse direction starts.
 
     Under autocast the layer still runs in its weights' dtype, and its outputs have it (torch's layers mostly run and
-    answer in autocast's): an error of rounding in a state is carried through the whole sequence.
+    answer in autocast's): an error of rounding in a state is carried through the whole sequence. Autocast to bfloat16 lets
+    an LSTM on a processor that multiplies such numbers round the factors of its products alone, which is twice as fast.
 
     What torch's have and these do not: `proj_size`, packed sequences (`lengths` is their like), inputs without a batch or of
     a batch of 0. A second backward pass through the same graph, a gradient of the gradient, `torch.func` and `torch.export`
@@ -201,6 +204,7 @@ class Recurrent(nn.Module):
         lengths: Lengths | None,
         cells: bool,
         first_step: int,
+        bfloat16: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
         """What `_run` gives; `torch.compile` looks into it for the readable loop alone."""
         self._check(inputs, state)
@@ -208,8 +212,9 @@ class Recurrent(nn.Module):
             dtype = self.weights(0).input.dtype
             if state is not None:
                 state = tuple(part.to(dtype) for part in state)
+            bfloat16 = torch.get_autocast_dtype(inputs.device.type) == torch.bfloat16
             with torch.autocast(inputs.device.type, enabled=False):
-                return self._stack(inputs.to(dtype), state, lengths, cells, first_step)
+                return self._stack(inputs.to(dtype), state, lengths, cells, first_step, bfloat16)
 
         sequence = inputs.transpose(0, 1) if self.batch_first else inputs
         time, batch, _ = sequence.shape
@@ -226,7 +231,7 @@ class Recurrent(nn.Module):
             both = []
             for direction in range(self.directions):
                 initial = tuple(part[layer * self.directions + direction] for part in state)
-                call = Call(layer, direction, cells, first_step)
+                call = Call(layer, direction, cells, first_step, bfloat16)
                 (outputs, *own_cells), final = self._pass(sequence, initial, padding, call)
                 both.append(outputs)
                 finals.append(final)
@@ -313,7 +318,9 @@ class LSTM(Recurrent):
         return [run.outputs, run.cells] if call.cells and run.cells is not None else [run.outputs], run.state
 
     def _lstm(self, inputs: Tensor, state: LSTMState, weights: Weights, noise: Noise, call: Call) -> LSTMRun:
-        return kernels.lstm(inputs, state, weights, noise, cells=call.cells, backend=self.backend)
+        return kernels.lstm(
+            inputs, state, weights, noise, cells=call.cells, bfloat16=call.bfloat16, backend=self.backend
+        )
 
 
 class GRU(Recurrent):

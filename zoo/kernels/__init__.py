@@ -56,12 +56,14 @@ def lstm(
     noise: Noise = Noise(),
     *,
     cells: bool = False,
+    bfloat16: bool = False,
     backend: Backend = "auto",
 ) -> LSTMRun:
     """`zoo.functional.lstm` by the fastest path that can run it; `backend` forces one.
 
-    Every cell state is promised where `cells` asks for it. Raises `ValueError` for arguments that do not fit together, for
-    a forced backend that cannot run them, and under autocast, before any work.
+    Every cell state is promised where `cells` asks for it. With `bfloat16` native code rounds the factors of its products to
+    it, where the processor multiplies such numbers; sums, gates and states keep their dtype. Raises `ValueError` for
+    arguments that do not fit together, for a forced backend that cannot run them, and under autocast, before any work.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     chosen = choose(backend, "lstm", inputs, plain=noise.off and not cells)
@@ -73,9 +75,9 @@ def lstm(
     bias = _sum(weights.bias_input, weights.bias_hidden)
     arguments = inputs, *state, weights.input, weights.hidden, bias, noise
     if torch.is_grad_enabled():
-        outputs, all_cells, h, c = bptt.LSTM.apply(*arguments, _loops(chosen))  # type: ignore[no-untyped-call]
+        outputs, all_cells, h, c = bptt.LSTM.apply(*arguments, _loops(chosen, bfloat16))  # type: ignore[no-untyped-call]
     else:
-        _, outputs, all_cells = _loops(chosen).lstm(*arguments, keep=cells)
+        _, outputs, all_cells = _loops(chosen, bfloat16).lstm(*arguments, keep=cells)
         h, c = outputs[-1].clone(), all_cells[-1].clone()
     return LSTMRun(outputs, (h, c), all_cells if cells else None)
 
@@ -176,9 +178,9 @@ def layer_norm_lstm(
     return normalised.layer_norm_lstm(inputs, state, weights, bias, gains, noise, eps, compiled=chosen == "native")
 
 
-def _loops(backend: Backend) -> Loops:
+def _loops(backend: Backend, bfloat16: bool = False) -> Loops:
     if backend == "native":
-        return native.Loops()
+        return native.Loops(bfloat16)
     return Loops(fused.pointwise() if backend == "triton" else pointwise)
 
 

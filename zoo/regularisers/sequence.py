@@ -31,7 +31,9 @@ class Dropout(SequenceRegulariser):
         self.p = dropout_probability("p", p)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        return dropout(sequence, self.p, self.training)
+        if not self.training or self.p == 0 or sequence.device.type != "cpu":
+            return dropout(sequence, self.p, self.training)
+        return sequence * inverted_mask(self.p, *sequence.shape, dtype=sequence.dtype, device=sequence.device)
 
 
 class LockedDropout(SequenceRegulariser):

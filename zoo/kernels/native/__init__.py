@@ -69,10 +69,14 @@ class _Arguments(ctypes.Structure):
 
 
 class Loops(loops.Loops):
-    """The LSTM's loops in native code, the products with the inputs included; the other cells' in plain torch."""
+    """The LSTM's loops in native code, the products with the inputs included; the other cells' in plain torch.
 
-    def __init__(self) -> None:
+    With `bfloat16` the factors of float32 products are rounded to it where the processor multiplies such numbers.
+    """
+
+    def __init__(self, bfloat16: bool = False) -> None:
         super().__init__(pointwise)
+        self._bfloat16 = bfloat16 and multiplies_bfloat16()
 
     def lstm(
         self,
@@ -90,7 +94,8 @@ class Loops(loops.Loops):
         outputs = inputs.new_empty(time, batch, hidden_size)
         cells = inputs.new_empty(time if keep else 1, batch, hidden_size)
         given = {"h": h, "c": c, "w_input": w_input, "w_hidden": w_hidden, "bias": bias}
-        _call("lstm_forward", inputs, gates, given, {"outputs": outputs, "cells": cells}, noise, keep=keep)
+        written = {"outputs": outputs, "cells": cells}
+        _call("lstm_forward", inputs, gates, given, written, noise, {"keep": keep}, self._bfloat16)
         return gates, outputs, cells
 
     def lstm_backward(
@@ -126,7 +131,8 @@ class Loops(loops.Loops):
             )
         ]
         written = dict(zip(("dinputs", "dw_input", "dw_hidden", "dbias"), made, strict=True))
-        _call("lstm_backward", inputs, gates, given, {"dh": dh, "dc": dc, **written}, noise)
+        written |= {"dh": dh, "dc": dc}
+        _call("lstm_backward", inputs, gates, given, written, noise, bfloat16=self._bfloat16)
         return made[0], made[1], made[2], made[3]
 
 
@@ -181,7 +187,7 @@ def normalised(
     left = Normalised(projected, *made, *moments)
     given: dict[str, Tensor | None] = {**dict(zip(_GAINS, gains, strict=True)), "h": h, "c": c, "w_hidden": w_hidden}
     numbers = {"norm": _NORMS[kind], "population": population is not None, "eps": eps}
-    _call("normalised_forward", projected, projected, given, _buffers(left), noise, **numbers)
+    _call("normalised_forward", projected, projected, given, _buffers(left), noise, numbers)
     return left
 
 
@@ -205,7 +211,7 @@ def normalised_backward(
     made = [torch.empty_like(gain, memory_format=torch.contiguous_format) for gain in gains]
     written = {"dh": dh, "dc": dc, **{f"d{name}": gain for name, gain in zip(_GAINS, made, strict=True)}}
     numbers = {"norm": _NORMS[kind], "population": population, "eps": eps}
-    _call("normalised_backward", left.gates, left.gates, given, _buffers(left) | written, noise, **numbers)
+    _call("normalised_backward", left.gates, left.gates, given, _buffers(left) | written, noise, numbers)
     return made
 
 
@@ -217,6 +223,11 @@ def _buffers(left: Normalised) -> dict[str, Tensor]:
 def available() -> bool:
     """Whether the native code is there; builds it where it can be built."""
     return _library() is not None
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the native code is there, and built for a processor that multiplies such numbers (AVX512-BF16)."""
+    return hasattr(_library(), "lstm_forward_bfloat16")
 
 
 def can_run(cell: Cell, inputs: Tensor) -> bool:
@@ -245,7 +256,8 @@ def _call(
     given: Mapping[str, Tensor | None],
     written: Mapping[str, Tensor | None],
     noise: Noise,
-    **numbers: float,
+    numbers: Mapping[str, float] = {},
+    bfloat16: bool = False,
 ) -> None:
     """Runs a function of the library on tensors it reads and tensors, contiguous, that it writes."""
     (time, batch, width), gate_width = inputs.shape, gates.shape[-1]
@@ -268,7 +280,8 @@ def _call(
         if mask.ndim == 3:
             steps.insert(1, 0)
         arguments.masks[site] = _Mask(mask.data_ptr(), 2 if mask.dtype == torch.bool else 1, *steps)
-    if not getattr(_library(), f"{name}_{str(inputs.dtype).removeprefix('torch.')}")(ctypes.byref(arguments)):
+    kind = "bfloat16" if bfloat16 and inputs.dtype == torch.float32 else str(inputs.dtype).removeprefix("torch.")
+    if not getattr(_library(), f"{name}_{kind}")(ctypes.byref(arguments)):
         raise MemoryError(
             f"no memory for the workspace of a recurrent layer, inputs {tuple(inputs.shape)}; take a smaller batch"
         )

@@ -6,6 +6,9 @@
 // owns a block of units multiplies, opens the gates and updates the state while all of it is in the nearest cache. Threads
 // share the units and meet once a step; where the weights are small they share the batch instead and never meet. The
 // products that do not wait for the recurrence go a chunk of steps at a time, beside the steps whose data they use.
+//
+// F is what the factors of the products consist of: numbers as they are, or rounded to bfloat16, in pairs. All else, sums,
+// states and gates among it, is of type T.
 #pragma once
 
 #ifdef _OPENMP
@@ -22,11 +25,13 @@ constexpr int64_t GATHER = 768;  // rows that one product of the weights' gradie
 constexpr int64_t PANELS = 3;    // panels of the other factor that such a product takes at a time: they fill half of L2
 constexpr int64_t NARROW = 4;    // inputs of no more columns are multiplied within the step
 
-template <typename T>
+template <typename T, typename F = T>
 struct Lstm {
-    static constexpr int N = LANES<T>;
+    static constexpr int N = LANES<T>, DEEP = Factor<F>::DEEP;
+    static constexpr bool ROUNDED = !std::is_same_v<T, F>;
     const Arguments& x;
     const int64_t batch, width, hidden, blocks;
+    const int64_t x_row, h_row;  // elements that hold a row of inputs, and of units
     T *const gates, *const outputs, *const cells;
     const bool split_batch;
     Barrier barrier;
@@ -39,6 +44,8 @@ struct Lstm {
           width(x.width),
           hidden(x.hidden),
           blocks(vectors(x.hidden)),
+          x_row(elements<F>(x.width)),
+          h_row(elements<F>(x.hidden)),
           gates((T*)x.gates),
           outputs((T*)x.outputs),
           cells((T*)x.cells),
@@ -85,9 +92,13 @@ struct Lstm {
 
     // ------------------------------------------------ forward
 
+    // Whether the products with the inputs are taken within the step.
+    bool narrow() const { return width <= NARROW; }
+
     // One panel a block of units, [k][gate][lane] = weight[gate H + unit][k]
-    void pack_gates(const T* weight, int64_t depth, T* panels, int64_t block) const {
-        T* panel = panels + block * depth * GATES * N;
+    template <typename G>
+    void pack_gates(const T* weight, int64_t depth, G* panels, int64_t block) const {
+        G* panel = panels + block * elements<G>(depth) * GATES * N;
         for (int gate = 0; gate < GATES; gate++) {
             const T* from = weight + (gate * hidden + block * N) * depth;
             for (int64_t k = 0; k < depth; k += N) {
@@ -96,39 +107,55 @@ struct Lstm {
 #pragma GCC unroll 16
                 for (int lane = 0; lane < N; lane++) rows[lane] = lane < units ? load(from + lane * depth + k, columns) : Vec<T>{};
                 transpose<T>(rows);
+                constexpr int deep = Factor<G>::DEEP;
 #pragma GCC unroll 16
-                for (int column = 0; column < N; column++)
-                    if (column < columns) store(panel + (k + column) * GATES * N + gate * N, rows[column], N);
+                for (int column = 0; column < N; column += deep)
+                    if (column < columns)
+                        store_columns(panel + (k + column) / deep * GATES * N + gate * N, rows[column], rows[column + deep - 1]);
             }
         }
     }
 
+    // Rows of numbers as rows of elements.
+    void round_rows(const T* from, int64_t columns, F* to, Range rows) const {
+        for (int64_t n = rows.first; n < rows.last; n++)
+            for (int64_t k = 0; k < columns; k += N) {
+                const int count = (int)std::min<int64_t>(N, columns - k);
+                store_factor(to + n * elements<F>(columns) + k / DEEP, load(from + n * columns + k, count), count);
+            }
+    }
+
     void forward() {
-        const int64_t masks = has(REC) ? copies() : 0;
-        const Buffer<T> w_panels(blocks * width * GATES * N), r_panels(blocks * hidden * GATES * N);
-        const Buffer<T> masked(2 * masks * batch * hidden);  // rec * h, of this step and of the next
+        const int64_t masks = has(REC) || ROUNDED ? copies() : 0;
+        const Buffer<F> w_panels(narrow() ? 0 : blocks * x_row * GATES * N), r_panels(blocks * h_row * GATES * N);
+        const Buffer<T> narrow_panels(narrow() ? blocks * width * GATES * N : 0);
+        const Buffer<F> rounded(ROUNDED && !narrow() ? x.time * batch * x_row : 0);
+        const F* const inputs = ROUNDED ? rounded.get() : (const F*)x.inputs;
+        const Buffer<F> masked(2 * masks * batch * h_row);  // rec * h, of this step and of the next
         const int64_t state = batch * hidden * sizeof(T);
         in_large_pages(gates, x.time * GATES * state);
         in_large_pages(outputs, x.time * state);
         in_large_pages(cells, (x.keep ? x.time : 1) * state);
         in_parallel([&](Part p) {
             for (int64_t u = p.thread; u < blocks; u += p.threads) {
-                pack_gates((const T*)x.w_input, width, w_panels.get(), u);
+                if (narrow()) pack_gates((const T*)x.w_input, width, narrow_panels.get(), u);
+                else pack_gates((const T*)x.w_input, width, w_panels.get(), u);
                 pack_gates((const T*)x.w_hidden, hidden, r_panels.get(), u);
             }
+            if (rounded.get()) round_rows((const T*)x.inputs, width, rounded.get(), share(x.time * batch, p.threads, p.thread));
             const Buffer<T> scratch(p.count() * GATES * N);
             const T *h = (const T*)x.h, *c = (const T*)x.c;
             for (int64_t u = p.units.first; u < p.units.last; u++) mask_hidden(h, masked.get(), 0, p.rows, u);
             barrier.wait(p.threads);
             for (int64_t t = 0; t < x.time; t++) {
-                if (width > NARROW && t % chunk_steps(p) == 0) project(t, std::min(t + chunk_steps(p), x.time), p, w_panels.get());
+                if (!narrow() && t % chunk_steps(p) == 0) project(t, std::min(t + chunk_steps(p), x.time), p, inputs, w_panels.get());
                 T *const h_out = outputs + t * batch * hidden, *const c_out = cells + (x.keep ? t * batch * hidden : 0);
-                const T* from = (masks ? masked.get() + (t % 2) * masks * batch * hidden : h) + p.rows.first * hidden;
+                const F* from = (masks ? masked.get() + (t % 2) * masks * batch * h_row : (const F*)h) + p.rows.first * h_row;
                 for (int64_t u = p.units.first; u < p.units.last; u++) {
                     from_state(p, from, r_panels.get(), u, scratch.get(), GATES * N);
                     for (int64_t b = p.rows.first; b < p.rows.last; b++)
                         step(t, b, u, scratch.get() + (b - p.rows.first) * GATES * N,
-                             width > NARROW ? nullptr : w_panels.get() + u * width * GATES * N, h, c, h_out, c_out);
+                             narrow() ? narrow_panels.get() + u * width * GATES * N : nullptr, h, c, h_out, c_out);
                     if (t + 1 < x.time) mask_hidden(h_out, masked.get(), t + 1, p.rows, u);
                 }
                 h = h_out;
@@ -139,33 +166,34 @@ struct Lstm {
     }
 
     // R (rec * h) for a block of units; `from` holds a copy of rec * h for each gate where they differ.
-    void from_state(const Part& p, const T* from, const T* panels, int64_t block, T* to, int64_t row_step) const {
-        const T* panel = panels + block * hidden * GATES * N;
+    void from_state(const Part& p, const F* from, const F* panels, int64_t block, T* to, int64_t row_step) const {
+        const F* panel = panels + block * h_row * GATES * N;
         const int64_t count = copies(), wide = GATES / count;
         for (int64_t k = 0; k < count; k++)
-            product<T>(p.count(), (int)wide, {from + k * batch * hidden, hidden, 1}, {panel + k * wide * N, GATES * N}, hidden,
+            product<F>(p.count(), (int)wide, {from + k * batch * h_row, h_row, 1}, {panel + k * wide * N, GATES * N}, h_row,
                        {to + k * wide * N, row_step, N, N, N});
     }
 
     // W x(t) of some steps into the gates.
-    void project(int64_t first, int64_t last, const Part& p, const T* panels) const {
+    void project(int64_t first, int64_t last, const Part& p, const F* inputs, const F* panels) const {
         const bool whole = p.count() == batch;  // then the rows of all steps follow each other
         for (int64_t u = p.units.first; u < p.units.last; u++)
             for (int64_t t = first; t < last; t += whole ? last - first : 1) {
-                const int64_t row = t * batch + p.rows.first, rows = whole ? (last - first) * batch : p.count();
-                product<T>(rows, GATES, {(const T*)x.inputs + row * width, width, 1},
-                           {panels + u * width * GATES * N, GATES * N}, width,
-                           {gates + row * GATES * hidden + u * N, GATES * hidden, hidden, lanes(u), lanes(u)});
+                const int64_t at = t * batch + p.rows.first, rows = whole ? (last - first) * batch : p.count();
+                product<F>(rows, GATES, {inputs + at * x_row, x_row, 1},
+                           {panels + u * x_row * GATES * N, GATES * N}, x_row,
+                           {gates + at * GATES * hidden + u * N, GATES * hidden, hidden, lanes(u), lanes(u)});
             }
     }
 
-    void mask_hidden(const T* h, T* masked, int64_t t, Range rows, int64_t block) const {
-        if (!has(REC)) return;
+    void mask_hidden(const T* h, F* masked, int64_t t, Range rows, int64_t block) const {
+        if (!has(REC) && !ROUNDED) return;
         const int n = lanes(block);
         for (int64_t k = 0; k < copies(); k++)
             for (int64_t b = rows.first; b < rows.last; b++) {
-                const int64_t at = b * hidden + block * N;
-                store(masked + ((t % 2) * copies() + k) * batch * hidden + at, load(h + at, n) * mask(REC, t, b, block, k), n);
+                Vec<T> value = load(h + b * hidden + block * N, n);
+                if (has(REC)) value *= mask(REC, t, b, block, k);
+                store_factor(masked + (((t % 2) * copies() + k) * batch + b) * h_row + block * N / DEEP, value, n);
             }
     }
 
@@ -213,18 +241,21 @@ struct Lstm {
 
     // ------------------------------------------------ backward
 
-    // The columns of a weight as they are, [row][lane], zeros beyond the last.
-    static void pack_columns(const T* weight, int64_t rows, int64_t columns, int64_t first, int wide, T* to) {
-        const int64_t count = std::min<int64_t>(wide * N, columns - first);
-        for (int64_t row = 0; row < rows; row++, to += wide * N) {
-            memcpy(to, weight + row * columns + first, count * sizeof(T));
-            memset(to + count, 0, (wide * N - count) * sizeof(T));
-        }
+    // The columns of a weight as they are, [row][lane], zeros beyond the last; each gate's rows begin an element.
+    void pack_columns(const T* weight, int64_t columns, int64_t first, int wide, F* to) const {
+        const auto vector = [&](int64_t gate, int64_t unit, int v) {
+            const int64_t column = first + v * N;
+            const int count = (int)std::min<int64_t>(N, columns - column);
+            return unit < hidden ? load(weight + (gate * hidden + unit) * columns + column, count) : Vec<T>{};
+        };
+        for (int64_t gate = 0; gate < GATES; gate++)
+            for (int64_t unit = 0; unit < hidden; unit += DEEP)
+                for (int v = 0; v < wide; v++, to += N) store_columns(to, vector(gate, unit, v), vector(gate, unit + DEEP - 1, v));
     }
 
     // Gradients of the gates, gathered until there are enough for the product that sums the weights' gradients.
     struct Gathered {
-        T *left, *right;   // [gate][tile of units][row][unit], and a panel of the other factor
+        F *left, *right;   // [gate][tile of units][row][unit], and a panel of the other factor
         int64_t *step, *row;
         int64_t count, capacity;
         bool fresh;  // the first of all
@@ -236,36 +267,38 @@ struct Lstm {
         if (x.dw_input) in_large_pages(x.dw_input, deep * width * sizeof(T));
         if (x.dw_hidden) in_large_pages(x.dw_hidden, deep * hidden * sizeof(T));
         const bool learns = x.dw_input || x.dw_hidden || x.dbias;
-        const Buffer<T> r_panels(blocks * N * deep), w_panels(x.dinputs ? x_blocks * N * deep : 0);
+        const Buffer<F> r_panels(blocks * N * GATES * h_row), w_panels(x.dinputs ? x_blocks * N * GATES * h_row : 0);
         const Buffer<T> parts(split_batch && learns ? x.threads * deep * joint : 0);  // the threads' sums for [W, R, bias]
-        const Buffer<T> shared(split_batch ? 0 : std::max(CHUNK, batch) * deep);
+        const Buffer<F> shared(split_batch ? 0 : std::max(CHUNK, batch) * GATES * h_row);
         in_parallel([&](Part p) {
             const Range x_units = split_batch ? Range{0, x_blocks} : share(x_blocks, p.threads, p.thread);
-            const auto pack = [&](const T* weight, int64_t columns, Range own, T* panels) {
+            const auto pack = [&](const T* weight, int64_t columns, Range own, F* panels) {
                 int64_t turn = 0;
                 for_panels<T>(own, columns, [&](int64_t first, int wide, int) {
                     if (!split_batch || turn++ % p.threads == p.thread)
-                        pack_columns(weight, deep, columns, first, wide, panels + first * deep);
+                        pack_columns(weight, columns, first, wide, panels + first * GATES * h_row);
                 });
             };
             pack((const T*)x.w_hidden, hidden, p.units, r_panels.get());
             if (x.dinputs) pack((const T*)x.w_input, width, x_units, w_panels.get());
             const int64_t steps = chunk_steps(p), tiles = (own_units(p) + MAX_ROWS - 1) / MAX_ROWS;
             const int64_t capacity = learns ? std::max(GATHER, steps * p.count()) : 0;
-            const Buffer<T> mine(split_batch ? steps * p.count() * deep : 0), scratch(p.count() * WIDTH * N);
-            const Buffer<T> left(GATES * tiles * MAX_ROWS * capacity), right(PANELS * capacity * WIDTH * N);
+            const Buffer<F> mine(split_batch ? steps * p.count() * GATES * h_row : 0);
+            const Buffer<T> scratch(p.count() * WIDTH * N);
+            const Buffer<F> left(GATES * tiles * MAX_ROWS * elements<F>(capacity));
+            const Buffer<F> right(PANELS * elements<F>(capacity) * WIDTH * N);
             const Buffer<int64_t> places(2 * capacity);
             Gathered gathered{left.get(), right.get(), places.get(), places.get() + capacity, 0, capacity, true};
-            T* const dgates = split_batch ? mine.get() : shared.get();
+            F* const dgates = split_batch ? mine.get() : shared.get();
             for (int64_t last = x.time, first; last > 0; last = first) {
                 first = std::max<int64_t>(0, last - steps);
                 // The panels are there and, where they are shared, nobody needs the last chunk's gradients any more.
                 if (!split_batch || last == x.time) barrier.wait(p.threads);
                 for (int64_t t = last - 1; t >= first; t--) {
-                    T* const now = dgates + (t - first) * p.count() * deep;
+                    F* const now = dgates + (t - first) * p.count() * GATES * h_row;
                     for (int64_t b = p.rows.first; b < p.rows.last; b++)
                         for (int64_t u = p.units.first; u < p.units.last; u++)
-                            step_backward(t, b, u, now + (b - p.rows.first) * deep);
+                            step_backward(t, b, u, now + (b - p.rows.first) * GATES * h_row);
                     if (!split_batch) barrier.wait(p.threads);
                     to_state(t, p, now, r_panels.get(), scratch.get());
                 }
@@ -294,12 +327,12 @@ struct Lstm {
     int64_t own_units(const Part& p) const { return std::min(p.units.last * N, hidden) - p.units.first * N; }
 
     // dh += rec * (R' dgates)
-    void to_state(int64_t t, const Part& p, const T* dgates, const T* panels, T* scratch) const {
+    void to_state(int64_t t, const Part& p, const F* dgates, const F* panels, T* scratch) const {
         for_panels<T>(p.units, hidden, [&](int64_t first, int wide, int) {
             for (int64_t k = 0; k < copies(); k++) {
-                const int64_t deep = GATES * hidden / copies();
-                product<T>(p.count(), wide, {dgates + k * deep, GATES * hidden, 1},
-                           {panels + first * GATES * hidden + k * deep * wide * N, wide * N}, deep,
+                const int64_t deep = GATES * h_row / copies();
+                product<F>(p.count(), wide, {dgates + k * deep, GATES * h_row, 1},
+                           {panels + first * GATES * h_row + k * deep * wide * N, wide * N}, deep,
                            {scratch, wide * N, N, N, N});
                 for (int64_t b = p.rows.first; b < p.rows.last; b++)
                     for (int v = 0; v < wide; v++) {
@@ -314,22 +347,22 @@ struct Lstm {
     }
 
     // dx(t) = W' dgates of some steps
-    void to_inputs(int64_t first_step, int64_t last_step, const Part& p, const T* dgates, Range units, const T* panels) const {
+    void to_inputs(int64_t first_step, int64_t last_step, const Part& p, const F* dgates, Range units, const F* panels) const {
         const bool whole = p.count() == batch;  // then the rows of all steps follow each other
         for_panels<T>(units, width, [&](int64_t first, int wide, int tail) {
             for (int64_t t = first_step; t < last_step; t += whole ? last_step - first_step : 1)
-                product<T>(whole ? (last_step - first_step) * batch : p.count(), wide,
-                           {dgates + (t - first_step) * p.count() * GATES * hidden, GATES * hidden, 1},
-                           {panels + first * GATES * hidden, wide * N}, GATES * hidden,
+                product<F>(whole ? (last_step - first_step) * batch : p.count(), wide,
+                           {dgates + (t - first_step) * p.count() * GATES * h_row, GATES * h_row, 1},
+                           {panels + first * GATES * h_row, wide * N}, GATES * h_row,
                            {(T*)x.dinputs + (t * batch + p.rows.first) * width + first, width, N, N, tail});
         });
     }
 
     // Puts this thread's units of some steps' gradients with those that wait.
-    void gather(int64_t first, int64_t last, const Part& p, const T* dgates, Gathered& to) const {
+    void gather(int64_t first, int64_t last, const Part& p, const F* dgates, Gathered& to) const {
         if (to.capacity == 0) return;  // no gradient of a weight is asked for
         const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
-        const int64_t start = to.count;
+        const int64_t start = to.count, room = elements<F>(to.capacity);
         for (int64_t t = first; t < last; t++)
             for (int64_t b = p.rows.first; b < p.rows.last; b++, to.count++) {
                 to.step[to.count] = t;
@@ -337,18 +370,30 @@ struct Lstm {
             }
         for (int gate = 0; gate < GATES; gate++)
             for (int64_t k = start; k < to.count; k++) {
-                const T* from = dgates + (k - start) * GATES * hidden + gate * hidden + unit;
-                T* left = to.left + (gate * tiles * to.capacity + k) * MAX_ROWS;
+                const F* from = dgates + ((k - start) * GATES + gate) * h_row + unit / DEEP;
+                F* left = to.left + (gate * tiles * room + k / DEEP) * MAX_ROWS;
                 const int64_t whole = units / MAX_ROWS;
-                for (int64_t tile = 0; tile < whole; tile++, left += to.capacity * MAX_ROWS)
-                    memcpy(left, from + tile * MAX_ROWS, MAX_ROWS * sizeof(T));
-                if (whole < tiles) memcpy(left, from + whole * MAX_ROWS, (units - whole * MAX_ROWS) * sizeof(T));
+                for (int64_t tile = 0; tile < whole; tile++, left += room * MAX_ROWS)
+                    gather_units(from, tile * MAX_ROWS, MAX_ROWS, left, k % DEEP);
+                if (whole < tiles) gather_units(from, whole * MAX_ROWS, units - whole * MAX_ROWS, left, k % DEEP);
             }
+    }
+
+    // Some units of a row to one depth of a tile; of a pair to its low or its high half.
+    static void gather_units(const F* from, int64_t first, int64_t count, F* to, [[maybe_unused]] int64_t half) {
+        if constexpr (ROUNDED) {
+            const uint16_t* numbers = (const uint16_t*)from + first;
+            uint16_t* halves = (uint16_t*)to + half;
+            for (int64_t n = 0; n < count; n++) halves[2 * n] = numbers[n];
+        } else {
+            memcpy(to, from + first, count * sizeof(F));
+        }
     }
 
     // The gradients of W, R and the bias for this thread's units from what is gathered: dgates' [x, rec * h(t-1), 1]
     void weight_gradients(const Part& p, Gathered& from, T* parts) const {
         if (from.count == 0) return;
+        if (from.count % DEEP) no_last_half(p, from);
         const int64_t joint = width + hidden + 1;
         const auto previous = [&](int64_t t, int64_t b) {
             return (t ? outputs + (t - 1) * batch * hidden : (const T*)x.h) + b * hidden;
@@ -391,27 +436,38 @@ struct Lstm {
     template <typename Fill>
     void sum(const Part& p, const Gathered& from, int64_t gate, int64_t gates, int64_t columns, T* target, Fill fill) const {
         const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
+        const int64_t deep = elements<F>(from.count), room = elements<F>(from.capacity);
         struct {
             int64_t first;
             int wide, tail;
-            T* right;
+            F* right;
         } panels[PANELS];
         int64_t count = 0;
         const auto multiply = [&] {
             for (int64_t g = gate; g < gate + gates; g++)
                 for (int64_t tile = 0; tile < tiles; tile++)
                     for (int64_t n = 0; n < count; n++)
-                        product<T>(std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS), panels[n].wide,
-                                   {from.left + (g * tiles + tile) * MAX_ROWS * from.capacity, 1, MAX_ROWS},
-                                   {panels[n].right, panels[n].wide * N}, from.count,
+                        product<F>(std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS), panels[n].wide,
+                                   {from.left + (g * tiles + tile) * MAX_ROWS * room, 1, MAX_ROWS},
+                                   {panels[n].right, panels[n].wide * N}, deep,
                                    {target + (g * hidden + unit + tile * MAX_ROWS) * columns + panels[n].first, columns, N, N,
                                     panels[n].tail},
                                    !from.fresh);
             count = 0;
         };
         for_panels<T>({0, vectors(columns)}, columns, [&](int64_t first, int wide, int tail) {
-            T* right = from.right + count * from.capacity * WIDTH * N;
-            for (int64_t n = 0; n < from.count; n++) fill(n, first, wide, right + n * wide * N);
+            F* right = from.right + count * room * WIDTH * N;
+            for (int64_t n = 0; n < deep; n++) {
+                if constexpr (ROUNDED) {
+                    T both[2][WIDTH * N] = {};
+                    for (int64_t half = 0; half < DEEP && n * DEEP + half < from.count; half++)
+                        fill(n * DEEP + half, first, wide, both[half]);
+                    for (int v = 0; v < wide; v++)
+                        store_columns(right + (n * wide + v) * N, load(both[0] + v * N, N), load(both[1] + v * N, N));
+                } else {
+                    fill(n, first, wide, right + n * wide * N);
+                }
+            }
             panels[count++] = {first, wide, tail, right};
             if (count == PANELS) multiply();
         });
@@ -420,24 +476,46 @@ struct Lstm {
 
     void sum_bias(const Part& p, const Gathered& from) const {
         const int64_t unit = p.units.first * N, units = own_units(p), tiles = (units + MAX_ROWS - 1) / MAX_ROWS;
+        const int64_t room = elements<F>(from.capacity);
         for (int gate = 0; gate < GATES; gate++)
             for (int64_t tile = 0; tile < tiles; tile++) {
-                const T* left = from.left + (gate * tiles + tile) * MAX_ROWS * from.capacity;
+                const F* left = from.left + (gate * tiles + tile) * MAX_ROWS * room;
                 T sum[MAX_ROWS] = {};
-                for (int64_t k = 0; k < from.count; k++)
-                    for (int r = 0; r < MAX_ROWS; r++) sum[r] += left[k * MAX_ROWS + r];
+                for (int64_t k = 0; k < elements<F>(from.count); k++)
+                    for (int r = 0; r < MAX_ROWS; r++) sum[r] += both_halves(left[k * MAX_ROWS + r]);
                 T* to = (T*)x.dbias + gate * hidden + unit + tile * MAX_ROWS;
                 for (int64_t r = 0; r < std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS); r++)
                     to[r] = sum[r] + (from.fresh ? 0 : to[r]);
             }
     }
 
+    // Zeros where a pair has only its first row.
+    void no_last_half([[maybe_unused]] const Part& p, [[maybe_unused]] Gathered& from) const {
+        if constexpr (ROUNDED) {
+            const int64_t tiles = (own_units(p) + MAX_ROWS - 1) / MAX_ROWS, room = elements<F>(from.capacity);
+            for (int64_t tile = 0; tile < GATES * tiles; tile++)
+                for (int r = 0; r < MAX_ROWS; r++) from.left[(tile * room + from.count / DEEP) * MAX_ROWS + r].high = 0;
+        }
+    }
+
+    // The number of an element, or the sum of its numbers.
+    static T both_halves(F element) {
+        if constexpr (ROUNDED) {
+            const uint32_t bits[2] = {(uint32_t)element.low << 16, (uint32_t)element.high << 16};
+            float numbers[2];
+            memcpy(numbers, bits, sizeof numbers);
+            return numbers[0] + numbers[1];
+        } else {
+            return element;
+        }
+    }
+
     // `dgates`: those of the row
-    inline void step_backward(int64_t t, int64_t b, int64_t block, T* dgates) const {
+    inline void step_backward(int64_t t, int64_t b, int64_t block, F* dgates) const {
         const int n = lanes(block);
         const int64_t at = b * hidden + block * N, now = t * batch * hidden + at;
         const T* gate = gates + (t * batch + b) * GATES * hidden + block * N;
-        T* const dgate = dgates + block * N;
+        F* const dgate = dgates + block * N / DEEP;
         T *const dh = (T*)x.dh + at, *const dc = (T*)x.dc + at;
         const Vec<T> i = load(gate, n), f = load(gate + hidden, n), g = load(gate + 2 * hidden, n);
         const Vec<T> o = load(gate + 3 * hidden, n);
@@ -462,10 +540,10 @@ struct Lstm {
         if (has(CMUL)) dnew_c *= mask(CMUL, t, b, block);
         Vec<T> dupdate = dnew_c;
         if (has(UPD)) dupdate *= mask(UPD, t, b, block);
-        store(dgate, dupdate * g * i * (1 - i), n);
-        store(dgate + hidden, dnew_c * c * f * (1 - f), n);
-        store(dgate + 2 * hidden, dupdate * i * (1 - g * g), n);
-        store(dgate + 3 * hidden, dnew_h * tanh * o * (1 - o), n);
+        store_factor(dgate, dupdate * g * i * (1 - i), n);
+        store_factor(dgate + h_row, dnew_c * c * f * (1 - f), n);
+        store_factor(dgate + 2 * h_row, dupdate * i * (1 - g * g), n);
+        store_factor(dgate + 3 * h_row, dnew_h * tanh * o * (1 - o), n);
         store(dh, dold_h, n);
         store(dc, dold_c + dnew_c * f, n);
     }

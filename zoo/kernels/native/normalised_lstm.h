@@ -226,7 +226,7 @@ struct NormalisedLstm : Lstm<T> {
             int64_t turn = 0;
             for_panels<T>(p.units, hidden, [&](int64_t first, int wide, int) {
                 if (!split_batch || turn++ % p.threads == p.thread)
-                    Base::pack_columns((const T*)x.w_hidden, deep, hidden, first, wide, panels.get() + first * deep);
+                    Base::pack_columns((const T*)x.w_hidden, hidden, first, wide, panels.get() + first * deep);
             });
             T* const mine = parts.get() + p.thread * parameters;  // gradients of gain_hidden, gain_cell, bias_cell
             memset(mine, 0, parameters * sizeof(T));
