@@ -69,7 +69,7 @@ def fine_tuning() -> list[str]:
         return statistics.median(np.diff(clock.times))
 
     stream = list(islice(data.train_dataloader(), UPDATES))
-    mine, its, ratio = in_turns(ours, lambda: bare(stream, size, torch.optim.Adam), 3)
+    mine, its, ratio = in_turns(ours, lambda: bare(stream, size, optimizer_type=torch.optim.Adam), 3)
     of = f"an update of fine-tuning on Tiny Shakespeare, vocabulary {size.vocabulary:,}"
     return [of, f"{mine * 1e3:.1f} ms", "a loop over torch.nn.LSTM", f"{its * 1e3:.1f} ms", f"{ratio:.2f}", "1.18"]
 

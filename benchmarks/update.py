@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import report
@@ -19,6 +19,7 @@ from zoo.tasks import LanguageModel
 
 VOCABULARY = 10_000
 ROUNDS = 3
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 class Size(NamedTuple):
@@ -40,10 +41,11 @@ SIZES = {
 }
 
 
-def ours(stream: Stream, size: Size) -> float:
+def ours(stream: Stream, size: Size, precision: Precision = "32-true") -> float:
     """Seconds an update, the median of one run."""
     clock = Clock()
-    quiet_trainer(max_epochs=1, callbacks=[clock]).fit(size.build(), train_dataloaders=stream)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[clock], precision=precision)
+    trainer.fit(size.build(), train_dataloaders=stream)
     return statistics.median(np.diff(clock.times))
 
 
@@ -69,7 +71,10 @@ class Bare(nn.Module):
 
 
 def bare(
-    stream: Iterable[Window], size: Size, optimizer_type: type[torch.optim.SGD | torch.optim.Adam] = torch.optim.SGD
+    stream: Iterable[Window],
+    size: Size,
+    precision: Precision = "32-true",
+    optimizer_type: type[torch.optim.SGD | torch.optim.Adam] = torch.optim.SGD,
 ) -> float:
     """Seconds an update, the median of one run."""
     model = Bare(size)
@@ -78,9 +83,10 @@ def bare(
     times = []
     for inputs, targets in stream:
         optimizer.zero_grad()
-        logits, finals = model(inputs, states)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            logits, finals = model(inputs, states)
         states = [tuple(part.detach() for part in state) for state in finals]
-        loss = len(inputs) * cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = len(inputs) * cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
@@ -94,14 +100,15 @@ def main() -> None:
     for name, size in SIZES.items():
         ids = np.random.default_rng(0).integers(VOCABULARY, size=20 * (size.bptt * size.updates + 1), dtype=np.uint16)
         stream = Stream(ids, 20, size.bptt)
-        pairs = [(ours(stream, size), bare(stream, size)) for _ in range(ROUNDS)]
-        zoo_time, bare_time = (statistics.median(times) for times in zip(*pairs, strict=True))
-        ratio = statistics.median(b / z for z, b in pairs)
-        rows.append([name, f"{zoo_time * 1e3:.1f}", f"{bare_time * 1e3:.1f}", f"{ratio:.2f}"])
+        for precision in get_args(Precision):
+            pairs = [(ours(stream, size, precision), bare(stream, size, precision)) for _ in range(ROUNDS)]
+            zoo_time, bare_time = (statistics.median(times) for times in zip(*pairs, strict=True))
+            ratio = statistics.median(b / z for z, b in pairs)
+            rows.append([name, precision, f"{zoo_time * 1e3:.1f}", f"{bare_time * 1e3:.1f}", f"{ratio:.2f}"])
     report.write(
         __file__,
         "One training update",
-        ["model", "zoo with Lightning, ms", "bare torch.nn.LSTM loop, ms", "bare / zoo"],
+        ["model", "precision", "zoo with Lightning, ms", "bare torch.nn.LSTM loop, ms", "bare / zoo"],
         rows,
         f"Batch 20, vocabulary {VOCABULARY:,}; the median of the updates of a run, and of {ROUNDS} interleaved runs. The "
         "zoo's models have all their noise on, the bare loop has the first two's dropout and none of AWD-LSTM's.",
