@@ -55,7 +55,16 @@ LAYERS: dict[str, Callable[[Size], nn.Module]] = {
     "torch.nn.LSTM": lambda size: nn.LSTM(size.inputs, size.hidden),
 }
 OURS, EAGER, PLAIN, TORCH = LAYERS
+HALF = ", bfloat16"
+LAYERS |= {kind + HALF: LAYERS[kind] for kind in (OURS, TORCH)}
 GRAPHED = f"{OURS}, CUDA graph"
+
+
+def outputs(kind: str, layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """The layer's, in bfloat16's autocast where the kind asks for it."""
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=kind.endswith(HALF)):
+        run: torch.Tensor = layer(inputs)[0]
+    return run.float()
 
 
 def steps(kind: str, size: Size) -> dict[str, Callable[[], None]]:
@@ -67,12 +76,12 @@ def steps(kind: str, size: Size) -> dict[str, Callable[[], None]]:
     def train() -> None:
         inputs.grad = None
         layer.zero_grad()
-        layer(inputs)[0].backward(gradient)
+        outputs(kind, layer, inputs).backward(gradient)  # type: ignore[no-untyped-call]
 
     def evaluate() -> None:
         layer.eval()
         with torch.inference_mode():
-            layer(inputs)
+            outputs(kind, layer, inputs)
         layer.train()
 
     return {"train": train, "evaluate": evaluate}
@@ -133,8 +142,8 @@ def peak_memory(kind: str, size: Size) -> int:
     inputs = torch.randn(size.time, size.batch, size.inputs, device=DEVICE, requires_grad=size.gradient)
     gradient = torch.randn(size.time, size.batch, size.hidden, device=DEVICE)
     before = _memory(reset=True)
-    layer(inputs)[0].backward(gradient)
-    masks = 2 * size.time * size.batch * size.hidden if kind in (OURS, EAGER) else 0  # bool
+    outputs(kind, layer, inputs).backward(gradient)  # type: ignore[no-untyped-call]
+    masks = 2 * size.time * size.batch * size.hidden if "zoneout" in kind else 0  # bool
     return _memory(reset=False) - before - masks
 
 
@@ -207,6 +216,7 @@ def main() -> None:
         ],
         list(rows()),
         f"{sizes}. A training step is forward and backward, float32, masks drawn within it; evaluation has no gradients. "
+        "Rows that end in bfloat16 run in its autocast. "
         "Times are medians over interleaved rounds in one process, ratios medians of each round's. The eager loop is "
         "`zoo.functional.lstm`, its products with the inputs batched over time. Memory is what a step adds at its peak, in "
         "a fresh process, masks apart.",
