@@ -133,7 +133,6 @@ class _Fit:
     ) -> FineTuned:
         """Measures, fits, measures and writes; `section` and `options` are the recipe's of the model and the data."""
         runs.hush()
-        runs.keep_freed_memory()
         name, began = self.folder.name, commit()
         norm = self.max_norm * data.bptt if isinstance(data, Corpus) and model.sums_steps else self.max_norm
         rate = self.learning_rate

@@ -22,7 +22,7 @@ from zoo.errors import UserError
 from zoo.evaluation import Evaluation
 from zoo.files import RECIPE
 from zoo.provenance import commit
-from zoo.runs import LOGS, hush, keep_freed_memory, last_checkpoint, loggers, new_run, trainer_defaults
+from zoo.runs import LOGS, hush, last_checkpoint, loggers, new_run, trainer_defaults
 from zoo.tasks import LanguageModel, Task
 
 CHANGED = "Trained with options beside the recipe; `config.yaml` here holds what was used."
@@ -37,8 +37,6 @@ _INCIDENTAL = re.compile(
 def run(command: str, arguments: list[str]) -> None:
     """Runs one command of the trainer, names expanded to what they stand for."""
     hush()
-    if command == "fit":
-        keep_freed_memory()
     # Lightning starts further processes with sys.argv, which must therefore hold the expanded arguments.
     sys.argv[1:] = [command, *expand(command, arguments)]
     ZooCLI(command)

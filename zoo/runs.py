@@ -1,9 +1,6 @@
 """Where a run logs, and what a fit leaves: the model that it keeps, as it is stored, measured, and written as a bundle."""
 
-import ctypes
 import logging
-import os
-import platform
 import re
 import warnings
 from pathlib import Path
@@ -23,8 +20,6 @@ from zoo.tasks import LanguageModel, Task
 
 LOGS = Path("logs")
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-
 
 def hush() -> None:
     """Keeps what Lightning says of itself, and nothing of the run, off the screen."""
@@ -36,18 +31,6 @@ def hush() -> None:
 
 def _worth_reading(record: logging.LogRecord) -> bool:
     return not re.search("Tip:|already configured with model summary|`weights_only` was not set", record.getMessage())
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep the memory that an update frees for the next one; `MALLOC_` in the environment has its own way.
-
-    It gives large buffers back, and the system clears every page of a new one: of a softmax over 10,000 words a sixth of
-    the time.
-    """
-    if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def trainer_defaults() -> dict[str, Any]:
