@@ -552,7 +552,7 @@ def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(sites, sizes, 
     # A sum in another order may fall on the other side of a rounding; the second bias, whose gradient is the first's, is
     # added to no product here.
     errors = [relative(*pair) for pair in zip(ours[:-1], expected[:-1], strict=True)]
-    assert max(errors) < 5e-4
+    assert max(errors) < 1.5e-3
     assert max(relative(*pair) for pair in zip(exact, expected, strict=True)) > 2e-3
     torch.testing.assert_close(ours[-1], ours[-2], rtol=0, atol=0)
 

@@ -73,6 +73,7 @@ def test_mixed_precision_trains_in_it_and_measures_in_the_weights_own(data, mode
     mixed = quiet_trainer(precision="bf16-mixed")
     mixed.test(model, datamodule=data, verbose=False)
     assert model.measured["test"] == expected
+    assert all(map(torch.equal, mixed.predict(model, datamodule=data), exact.predict(model, datamodule=data)))
 
     dtypes = []
     model.softmax.register_forward_hook(lambda _, inputs, outputs: dtypes.append((model.training, outputs.dtype)))

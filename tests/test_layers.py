@@ -467,7 +467,13 @@ def test_compiled_it_does_the_same_and_no_step_is_unrolled(kind):
 
 def test_the_readable_loop_can_be_traced_as_a_whole():
     torch._dynamo.reset()
-    layer, inputs = LSTM(I, H, backend="reference"), torch.randn(T, B, I)
+    layer, inputs = LSTM(I, H, 2, dropout=0.3, backend="reference"), torch.randn(T, B, I)
+    dropped, _ = torch.compile(layer, backend="eager", fullgraph=True)(inputs)
+    assert not torch.equal(dropped, torch.export.export(layer, (inputs,)).module()(inputs)[0])
+    weights = dict(layer.named_parameters())
+    gradient = torch.func.grad(lambda own: torch.func.functional_call(layer, own, inputs)[0].sum())(weights)
+    assert all(value.any() for value in gradient.values())
+    layer.eval()
     expected, _ = layer(inputs)
     compiled, _ = torch.compile(layer, backend="eager", fullgraph=True)(inputs)
     exported, _ = torch.export.export(layer, (inputs,)).module()(inputs)

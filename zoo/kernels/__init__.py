@@ -19,6 +19,7 @@ from zoo.kernels import bptt, fused, native, normalised, pointwise, vendor
 from zoo.kernels.checks import autocasts, check
 from zoo.kernels.draws import bernoulli as bernoulli
 from zoo.kernels.loops import Loops
+from zoo.kernels.untraced import traced as traced
 from zoo.noise import GATES, Cell, Noise
 
 Backend = Literal["auto", "reference", "torch", "native", "triton", "vendor"]
@@ -62,8 +63,9 @@ def lstm(
     """`zoo.functional.lstm` by the fastest path that can run it; `backend` forces one.
 
     Every cell state is promised where `cells` asks for it. With `bfloat16` native code rounds the factors of its products to
-    it, where the processor multiplies such numbers; sums, gates and states keep their dtype. Raises `ValueError` for
-    arguments that do not fit together, for a forced backend that cannot run them, and under autocast, before any work.
+    it, where the processor multiplies such numbers; gates and states keep their dtype, and so do the products of up to 4
+    inputs on the way forward. Raises `ValueError` for arguments that do not fit together, for a forced backend that cannot
+    run them, and under autocast, before any work.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     chosen = choose(backend, "lstm", inputs, plain=noise.off and not cells)

@@ -6,9 +6,16 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+def traced(tensor: Tensor) -> bool:
+    """Whether somebody records or transforms what is done with the tensor: `torch.compile` and its kin, `torch.func`."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or transformed or type(tensor) not in (Tensor, nn.Parameter)
 
 
 def untraced(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

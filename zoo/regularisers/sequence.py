@@ -5,6 +5,7 @@ from abc import abstractmethod
 from torch import Tensor
 from torch.nn.functional import dropout
 
+from zoo.kernels import traced
 from zoo.regularisers.base import Regulariser, dropout_probability, inverted_mask
 
 
@@ -31,7 +32,7 @@ class Dropout(SequenceRegulariser):
         self.p = dropout_probability("p", p)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or sequence.device.type != "cpu":
+        if not self.training or self.p == 0 or sequence.device.type != "cpu" or traced(sequence):
             return dropout(sequence, self.p, self.training)
         return sequence * inverted_mask(self.p, *sequence.shape, dtype=sequence.dtype, device=sequence.device)
 

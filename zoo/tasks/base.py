@@ -88,8 +88,12 @@ class Task(LightningModule):
         """What the metric takes of a batch of validation or test."""
 
     @abstractmethod
+    def predict_batch(self, batch: Any, batch_idx: int) -> Tensor:
+        """What `predict` gives of a batch."""
+
+    @abstractmethod
     def prediction_rows(self, batch: Any, outputs: Any) -> Iterable[tuple[str, ...]]:
-        """The lines that `predict` writes for a batch and what `predict_step` made of it."""
+        """The lines that `predict` writes for a batch and what `predict_batch` made of it."""
 
     def cost(self, split: str) -> float:
         """The last measured metric of a split, its sign such that less is better."""
@@ -174,10 +178,17 @@ class Task(LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate("test", batch, batch_idx)
 
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with self._own_precision():
+            return self.predict_batch(batch, batch_idx)
+
     def _evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
-        """Measures in the weights' own precision, whatever the trainer's is: the same number everywhere."""
-        with torch.autocast(self.device.type, enabled=False):
+        with self._own_precision():
             self.metric(split).update(self.evaluate_batch(batch, batch_idx))
+
+    def _own_precision(self) -> torch.autocast:
+        """The weights', whatever the trainer's is: a model has the same numbers everywhere."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def on_validation_epoch_end(self) -> None:
         self.report("validation")

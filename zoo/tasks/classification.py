@@ -52,7 +52,7 @@ class SequenceClassifier(Task):
             return labels.float()
         return right(self(inputs), labels)
 
-    def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor:
+    def predict_batch(self, batch: Labelled, batch_idx: int) -> Tensor:
         """The probabilities of the classes, (B, num_classes)."""
         probabilities: Tensor = self(batch[0]).softmax(-1)
         return probabilities

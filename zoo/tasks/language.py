@@ -222,7 +222,7 @@ class LanguageModel(Task):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
-    def predict_step(self, batch: Window, batch_idx: int) -> Tensor:
+    def predict_batch(self, batch: Window, batch_idx: int) -> Tensor:
         """The surprisal of each target in nats, (T, B)."""
         return self.evaluate_batch(batch, batch_idx)
 

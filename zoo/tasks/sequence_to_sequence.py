@@ -156,7 +156,7 @@ class SequenceToSequence(Task):
             return targets[0].float()
         return (self.greedy(sources) == targets).all(0).float()
 
-    def predict_step(self, batch: Translated, batch_idx: int) -> Tensor:
+    def predict_batch(self, batch: Translated, batch_idx: int) -> Tensor:
         """The symbols written, (T, B)."""
         return self.greedy(batch[0])
 
