@@ -32,7 +32,10 @@ by the same optimiser. Perplexities are of all predictions of a split, with the 
 
 Film reviews (Pang and Lee's scale data, three classes), 80/10/10 % drawn once for all, the last {MAX_TOKENS} tokens of a
 review: `zoo.finetune_classifier` on the language model as it is; on the same after `zoo.finetune` on the training reviews,
-without their labels; and from scratch, with the vocabulary of the second. Accuracy in % of the held-out reviews.
+without their labels; and from scratch, with the vocabulary of the second. Accuracy in % of the held-out reviews, 501 and
+497 of them: a standard error of 2.2 points. The network from scratch named one class for all until its rate had fallen.
+
+On one thread each, beside other work, which the seconds show.
 """
 
 
