@@ -409,9 +409,12 @@ SPEEDS = "<!-- speeds: written by `make cards` from benchmarks/recurrent.md -->\
 def speeds(measured: str) -> str:
     """The README's excerpt of `benchmarks/recurrent.md`: the layer with zoneout beside the eager loop and torch's."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in measured.splitlines() if line.startswith("| ")]
-    lines = ["| size | eager loop / ours | torch.nn.LSTM, without zoneout / ours | GFLOP/s (of a large product) |"]
-    lines.append("|---|---|---|---|")
-    lines += [f"| {row[0]} | {row[3]} | {row[4]} | {row[5]} |" for row in rows if row[1] == "zoo.LSTM, zoneout"]
+    lines = [
+        "| size | eager loop / ours | torch.nn.LSTM, without zoneout / ours | in bfloat16 | |",
+        "|---|---|---|---|---|",
+    ]
+    ours, rounded = ([row for row in rows if row[1] == f"zoo.LSTM, zoneout{kind}"] for kind in ("", ", bfloat16"))
+    lines += [f"| {' | '.join([own[0], *own[3:5], *half[3:5]])} |" for own, half in zip(ours, rounded, strict=True)]
     where = next(line for line in measured.splitlines() if line.startswith("Measured "))
     return "\n".join([*lines, "", where])
 
