@@ -409,10 +409,8 @@ SPEEDS = "<!-- speeds: written by `make cards` from benchmarks/recurrent.md -->\
 def speeds(measured: str) -> str:
     """The README's excerpt of `benchmarks/recurrent.md`: the layer with zoneout beside the eager loop and torch's."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in measured.splitlines() if line.startswith("| ")]
-    lines = [
-        "| size | eager loop / ours | torch.nn.LSTM, without zoneout / ours | in bfloat16 | |",
-        "|---|---|---|---|---|",
-    ]
+    columns = [f"{theirs} / ours{kind}" for kind in ("", " in bfloat16") for theirs in ("eager loop", "torch.nn.LSTM")]
+    lines = [f"| {' | '.join(['size', *columns])} |", "|---|---|---|---|---|"]
     ours, rounded = ([row for row in rows if row[1] == f"zoo.LSTM, zoneout{kind}"] for kind in ("", ", bfloat16"))
     lines += [f"| {' | '.join([own[0], *own[3:5], *half[3:5]])} |" for own, half in zip(ours, rounded, strict=True)]
     where = next(line for line in measured.splitlines() if line.startswith("Measured "))
