@@ -91,7 +91,6 @@ def classes_of_reviews(row: Row, home: Path) -> FineTuned:
         corpus=REVIEWS,
         label=LABEL,
         epochs=CLASSIFIER_EPOCHS,
-        patience=None,  # a fresh network's validation is noise until its rate has fallen
         max_tokens=MAX_TOKENS,
         pretrained=row.start != "nothing",
         **row.place(home),

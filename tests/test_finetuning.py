@@ -233,7 +233,7 @@ class TestClassifier:
         Path(file).write_text("\n".join(lines) + "\n")
 
     def tune(self, output="out", name="words", **options):
-        given = {"label": "mood", "text": "words", "epochs": 12, "patience": None, "batch_size": 8, "progress": False}
+        given = {"label": "mood", "text": "words", "epochs": 12, "batch_size": 8, "progress": False}
         return finetune_classifier(name, corpus="mine.jsonl", output=output, **given | options)
 
     def test_it_learns_is_loaded_and_tested(self, here, capsys):
@@ -243,7 +243,6 @@ class TestClassifier:
             "--text=words",
             "--epochs=12",
             "--learning_rate=0.05",
-            "--patience=null",
             "--batch_size=8",
         ]
         given = ["words", "--task=classification", "--corpus=mine.jsonl", "--output=out"]

@@ -352,7 +352,7 @@ def finetune_classifier(
     config: str | None = None,
     pretrained: bool = True,
     epochs: int = 10,
-    patience: int | None = 3,
+    patience: int | None = None,
     learning_rate: float = 1e-2,
     unfreezing: Unfreezing = "gradual",
     batch_size: int = 32,
@@ -380,7 +380,8 @@ def finetune_classifier(
         config: Which configuration of a data set of the Hub.
         pretrained: False begins with fresh weights and all layers at the full rate: what the pretraining was worth.
         epochs: How often the training texts are read.
-        patience: Stop after so many epochs without improvement on the validation texts.
+        patience: Stop after so many epochs without improvement on the validation texts, whose best epochs mostly come
+            when the rate has fallen.
         learning_rate: Adam's highest, of the head; each layer below has that of the one above / 2.6.
         unfreezing: The head alone in the first epoch and one layer more in each (gradual), or all at once (none).
         batch_size: How many texts make an update.
