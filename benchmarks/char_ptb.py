@@ -87,7 +87,6 @@ def line(name: str, values: dict[int, float], epochs: int, published: str) -> li
 def draw(curves: dict[str, list[Row]], file: Path) -> None:
     """Validation and training against the epochs."""
     from matplotlib.figure import Figure  # half a second to import
-    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -99,7 +98,7 @@ def draw(curves: dict[str, list[Row]], file: Path) -> None:
         axes.plot(epochs, [row[VALIDATION] for row in rows], color=f"C{number}", marker=".", label=name)
         axes.plot(epochs, [row[TRAIN] for row in rows], color=f"C{number}", linestyle="--", linewidth=1, alpha=0.5)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("epoch")
     axes.set_ylabel("bits per character of validation")
     axes.set_ylim(1.25, 1.95)
