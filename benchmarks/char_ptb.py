@@ -51,20 +51,13 @@ best epoch. The dashed lines of the picture are training with the noise on. A mo
 asks for is not finished: its card has no number, and it has no weights."""
 
 
-def read(file: Path) -> list[Row]:
-    """A learning curve."""
+def read(file: Path, model: str | None = None) -> list[Row]:
+    """A run's learning curve, or that of the model in a file of several; empty where there is no file."""
+    if not file.exists():
+        return []
     with file.open(newline="") as lines:
-        return [{column: float(row[column]) for column in COLUMNS} for row in csv.DictReader(lines)]
-
-
-def stored(file: Path) -> dict[str, list[Row]]:
-    """The curves that are in the table."""
-    curves: dict[str, list[Row]] = {}
-    if file.exists():
-        with file.open(newline="") as lines:
-            for row in csv.DictReader(lines):
-                curves.setdefault(row["model"], []).append({column: float(row[column]) for column in COLUMNS})
-    return curves
+        rows = [row for row in csv.DictReader(lines) if row.get("model") == model]
+    return [{column: float(row[column]) for column in COLUMNS} for row in rows]
 
 
 def table(curves: dict[str, list[Row]]) -> list[list[str]]:
@@ -113,12 +106,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     file = arguments.output / "char_ptb.csv"
-    before = stored(file)
     curves = {}
     for name in MODELS:
         runs = [read(found) for found in (LOGS / name).glob("version_*/curve.csv")]
-        longest = max([before.get(name, []), *runs], key=len)
-        if longest:
+        if longest := max([read(file, name), *runs], key=len):
             curves[name] = longest
     with file.open("w", newline="") as lines:
         writer = csv.DictWriter(lines, ("model", *COLUMNS))

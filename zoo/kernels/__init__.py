@@ -2,8 +2,8 @@
 
 Backends: `reference`, the readable loop itself; `torch`, backpropagation by hand in plain torch, on any device; `native`,
 the same compiled on first use, on the CPU; `triton`, the same with fused steps on CUDA; `vendor`, oneDNN or cuDNN, which
-know no noise. `auto` takes the fastest of those that can run the call: native code is no slower than oneDNN, needs half its
-memory, and far faster where the layer is small.
+know no noise. `auto` takes the first of native, vendor, triton and torch that can run the call: native code is as fast as
+oneDNN within a few per cent, needs half its memory, and far faster where the layer is small.
 """
 
 from collections.abc import Callable
@@ -63,9 +63,9 @@ def lstm(
     """`zoo.functional.lstm` by the fastest path that can run it; `backend` forces one.
 
     Every cell state is promised where `cells` asks for it. With `bfloat16` native code rounds the factors of its products to
-    it, where the processor multiplies such numbers; gates and states keep their dtype, and so do the products of up to 4
-    inputs on the way forward. Raises `ValueError` for arguments that do not fit together, for a forced backend that cannot
-    run them, and under autocast, before any work.
+    it, where the processor multiplies such numbers, and so the gates' gradients; gates and states keep their dtype, as do
+    the products of up to 4 inputs on the way forward. Raises `ValueError` for arguments that do not fit together, for a
+    forced backend that cannot run them, and under autocast, before any work.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     chosen = choose(backend, "lstm", inputs, plain=noise.off and not cells)

@@ -10,6 +10,7 @@ from zoo.layers import GRU, LSTM
 from zoo.models.recurrent import RecurrentLanguageModel, stack
 from zoo.optim import ReduceOnPlateauSGD
 from zoo.regularisers import CellDropout, Dropout, RecurrentDropout, StateRegulariser
+from zoo.regularisers.state import Period
 
 
 class _OneLayer(RecurrentLanguageModel):
@@ -57,7 +58,7 @@ class RecurrentDropoutLSTM(_OneLayer):
         hidden_size: int = 256,
         cell: Literal["lstm", "gru"] = "lstm",
         recurrent_dropout: float = 0.25,
-        per: Literal["step", "sequence"] = "step",
+        per: Period = "step",
         input_dropout: float = 0.2,
         output_dropout: float = 0.5,
         init_range: float = 0.05,

@@ -7,8 +7,8 @@
 // share the units and meet once a step; where the weights are small they share the batch instead and never meet. The
 // products that do not wait for the recurrence go a chunk of steps at a time, beside the steps whose data they use.
 //
-// F is what the factors of the products consist of: numbers as they are, or rounded to bfloat16, in pairs. All else, sums,
-// states and gates among it, is of type T.
+// F is what the factors of the products consist of: numbers as they are, or rounded to bfloat16, in pairs. So are the
+// gradients of the gates, which every product on the way back takes. All else, sums, states and gates among it, is of type T.
 #pragma once
 
 #ifdef _OPENMP
@@ -126,12 +126,12 @@ struct Lstm {
     }
 
     void forward() {
-        const int64_t masks = has(REC) || ROUNDED ? copies() : 0;
+        const int64_t kept = has(REC) || ROUNDED ? copies() : 0;  // of h as a factor, where it is not h itself
         const Buffer<F> w_panels(narrow() ? 0 : blocks * x_row * GATES * N), r_panels(blocks * h_row * GATES * N);
         const Buffer<T> narrow_panels(narrow() ? blocks * width * GATES * N : 0);
         const Buffer<F> rounded(ROUNDED && !narrow() ? x.time * batch * x_row : 0);
         const F* const inputs = ROUNDED ? rounded.get() : (const F*)x.inputs;
-        const Buffer<F> masked(2 * masks * batch * h_row);  // rec * h, of this step and of the next
+        const Buffer<F> masked(2 * kept * batch * h_row);  // rec * h, of this step and of the next
         const int64_t state = batch * hidden * sizeof(T);
         in_large_pages(gates, x.time * GATES * state);
         in_large_pages(outputs, x.time * state);
@@ -150,7 +150,7 @@ struct Lstm {
             for (int64_t t = 0; t < x.time; t++) {
                 if (!narrow() && t % chunk_steps(p) == 0) project(t, std::min(t + chunk_steps(p), x.time), p, inputs, w_panels.get());
                 T *const h_out = outputs + t * batch * hidden, *const c_out = cells + (x.keep ? t * batch * hidden : 0);
-                const F* from = (masks ? masked.get() + (t % 2) * masks * batch * h_row : (const F*)h) + p.rows.first * h_row;
+                const F* from = (kept ? masked.get() + (t % 2) * kept * batch * h_row : (const F*)h) + p.rows.first * h_row;
                 for (int64_t u = p.units.first; u < p.units.last; u++) {
                     from_state(p, from, r_panels.get(), u, scratch.get(), GATES * N);
                     for (int64_t b = p.rows.first; b < p.rows.last; b++)
@@ -393,7 +393,7 @@ struct Lstm {
     // The gradients of W, R and the bias for this thread's units from what is gathered: dgates' [x, rec * h(t-1), 1]
     void weight_gradients(const Part& p, Gathered& from, T* parts) const {
         if (from.count == 0) return;
-        if (from.count % DEEP) no_last_half(p, from);
+        if (from.count % DEEP) zero_last_half(p, from);
         const int64_t joint = width + hidden + 1;
         const auto previous = [&](int64_t t, int64_t b) {
             return (t ? outputs + (t - 1) * batch * hidden : (const T*)x.h) + b * hidden;
@@ -482,7 +482,7 @@ struct Lstm {
                 const F* left = from.left + (gate * tiles + tile) * MAX_ROWS * room;
                 T sum[MAX_ROWS] = {};
                 for (int64_t k = 0; k < elements<F>(from.count); k++)
-                    for (int r = 0; r < MAX_ROWS; r++) sum[r] += both_halves(left[k * MAX_ROWS + r]);
+                    for (int r = 0; r < MAX_ROWS; r++) sum[r] += total(left[k * MAX_ROWS + r]);
                 T* to = (T*)x.dbias + gate * hidden + unit + tile * MAX_ROWS;
                 for (int64_t r = 0; r < std::min<int64_t>(MAX_ROWS, units - tile * MAX_ROWS); r++)
                     to[r] = sum[r] + (from.fresh ? 0 : to[r]);
@@ -490,7 +490,7 @@ struct Lstm {
     }
 
     // Zeros where a pair has only its first row.
-    void no_last_half([[maybe_unused]] const Part& p, [[maybe_unused]] Gathered& from) const {
+    void zero_last_half([[maybe_unused]] const Part& p, [[maybe_unused]] Gathered& from) const {
         if constexpr (ROUNDED) {
             const int64_t tiles = (own_units(p) + MAX_ROWS - 1) / MAX_ROWS, room = elements<F>(from.capacity);
             for (int64_t tile = 0; tile < GATES * tiles; tile++)
@@ -498,8 +498,8 @@ struct Lstm {
         }
     }
 
-    // The number of an element, or the sum of its numbers.
-    static T both_halves(F element) {
+    // The sum of an element's numbers.
+    static T total(F element) {
         if constexpr (ROUNDED) {
             const uint32_t bits[2] = {(uint32_t)element.low << 16, (uint32_t)element.high << 16};
             float numbers[2];
