@@ -28,7 +28,7 @@ class FraternalLSTM(LanguageModel):
     - "fraternal": both passes with masks of their own, both losses.
     - "pi": the Pi-model; the second pass with masks of its own, the loss of the first alone (section 5).
     - "expectation_linear": the second pass without dropout, the loss of the first alone (section 3); the gradient flows
-      through both passes, as in the authors' code.
+      through both passes (in the authors' code, too, but not into the embedding of the second).
 
     Loss, optimiser, clip and penalties are those of the `model`; of the penalties each pass has its own. In training the
     carried state is zeroed before a window with probability `forget`. The second pass doubles the time of an update. Of a

@@ -13,7 +13,7 @@ from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.heads import MixtureOfSoftmaxes, NoisySoftmax, TiedSoftmax
 from zoo.initialisation import block_orthogonal_, initialise_
-from zoo.layers import Recurrent, StateNoise
+from zoo.layers import Bias, Recurrent, StateNoise
 from zoo.optim import Optimization
 from zoo.regularisers import (
     EmbeddingDropout,
@@ -230,9 +230,10 @@ def stack(
     widths: Sequence[int],
     state_noise: StateNoise = None,
     weight_noise: WeightRegulariser | None = None,
+    bias: Bias = "two",
 ) -> list[Recurrent]:
-    """Layers of one kind, each as wide as the next one's input, from the embedding on, with the same noise in each."""
-    return [layer(*pair, state_noise=state_noise, weight_noise=weight_noise) for pair in pairwise(widths)]
+    """Layers of one kind, each as wide as the next one's input, from the embedding on, with like biases and noise."""
+    return [layer(*pair, bias=bias, state_noise=state_noise, weight_noise=weight_noise) for pair in pairwise(widths)]
 
 
 def _output_size(embedding_size: int, layers: Sequence[Recurrent]) -> int:

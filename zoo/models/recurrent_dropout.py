@@ -16,8 +16,8 @@ from zoo.regularisers.state import Period
 class _OneLayer(RecurrentLanguageModel):
     """The authors' network for words: one layer as wide as the embedding, dropout before and after it, plain SGD.
 
-    The loss is the mean over the batch of the sum over the steps (in their code: 35 times the mean). The rate is divided by
-    1.5 whenever validation does not improve; the best model is kept.
+    A gate has one bias. The loss is the mean over the batch of the sum over the steps (in their code: 35 times the mean).
+    The rate is divided by 1.5 whenever validation does not improve; the best model is kept.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class _OneLayer(RecurrentLanguageModel):
         super().__init__(
             vocab_size,
             hidden_size,
-            stack({"lstm": LSTM, "gru": GRU}[cell], [hidden_size, hidden_size], state_noise),
+            stack({"lstm": LSTM, "gru": GRU}[cell], [hidden_size, hidden_size], state_noise, bias="one"),
             ReduceOnPlateauSGD(learning_rate, decay=1.5),
             input_dropout=Dropout(input_dropout),
             output_dropout=Dropout(output_dropout),
@@ -57,8 +57,8 @@ class RecurrentDropoutLSTM(_OneLayer):
         vocab_size: int,
         hidden_size: int = 256,
         cell: Literal["lstm", "gru"] = "lstm",
-        recurrent_dropout: float = 0.25,
-        per: Period = "step",
+        recurrent_dropout: float = 0.5,
+        per: Period = "sequence",
         input_dropout: float = 0.2,
         output_dropout: float = 0.5,
         init_range: float = 0.05,

@@ -122,8 +122,7 @@ class InputGateDropout(RecurrentDropout):
 
     Acts on the mask upd, for m * i * g is the same product whichever factor is masked, so it is `RecurrentDropout` per step
     under the name that it has beside zoneout: Krueger et al. 2017, arXiv 1606.01305, section 4. Evaluation multiplies by
-    1 - p. The flag of the authors' code, `--drop_prob_igates`, is the probability of keeping: their 0.7 is p = 0.3 here,
-    while the paper's text calls 0.7 the dropout probability. Raises `ValueError` for p outside [0, 1].
+    1 - p, which is what the flag of the authors' code, `--drop_prob_igates`, sets. Raises `ValueError` for p outside [0, 1].
     """
 
     def __init__(self, p: float) -> None:
