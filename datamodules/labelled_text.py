@@ -111,10 +111,8 @@ class LabelledText(DataModule):
     @cached_property
     def labels(self) -> list[str]:
         """The names of the classes, by number: those of the training texts."""
-        found = {label for label in self._rows["train"].labels}
-        if None in found:
-            missing = self._rows["train"].labels.count(None)
-            raise UserError(f"{missing:,} training texts have no {self.label!r}: leave them out, or give them one")
+        self._check_labels("train")
+        found = set(self._rows["train"].labels)
         if len(found) == 1:
             raise UserError(f"the column {self.label!r} holds one class, {found.pop()}; two or more are expected")
         count = len(self._rows["train"].labels)
@@ -124,6 +122,12 @@ class LabelledText(DataModule):
                 "two texts each, are expected: is it another column?"
             )
         return [str(label) for label in sorted(found, key=_order)]
+
+    def _check_labels(self, split: Split) -> None:
+        """Raises `UserError` where a text has none."""
+        if missing := self._rows[split].labels.count(None):
+            of = "training" if split == "train" else split
+            raise UserError(f"{missing:,} {of} texts have no {self.label!r}: leave them out, or give them one")
 
     @property
     def sizes(self) -> str:
@@ -143,6 +147,7 @@ class LabelledText(DataModule):
         rows, numbers = self._rows[split], {label: number for number, label in enumerate(self.labels)}
         if not rows.texts:
             raise UserError(f"the {split} split has no texts: give {HELD_OUT} or more, or name another table for it")
+        self._check_labels(split)
         labels = [str(label) for label in rows.labels]
         if unknown := sorted(set(labels) - numbers.keys()):
             some = ", ".join(unknown[:10]) + ", ..." * (len(unknown) > 10)

@@ -11,7 +11,7 @@ from datamodules.loader import DataModule, Draw
 from datamodules.loader import Split as Split
 from datamodules.pieces import Pieces
 from datamodules.stream import SHORTEST, RandomWindows, Stream
-from zoo.arguments import check_choice, check_counts
+from zoo.arguments import check_choice, check_counts, check_shares
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Ids, Tokenizer
 
@@ -140,6 +140,7 @@ class TextDataModule(DataModule):
         """Columns in windows of `bptt` or of the random lengths of the trainer's epoch, or that epoch's pieces."""
         if self.batching == "pieces":
             return self._pieces("train", self.batch_size, self.draw())
+        check_shares(self.batch_size, self.share[1])
         return self._stream("train", self.batch_size, self.bptt, self.drop_last, self._windows())
 
     def val_dataloader(self) -> Stream | Pieces:

@@ -123,6 +123,8 @@ def test_a_plateau_divides_the_rate_and_ends_the_run(data_tree, tmp_path):
     _, trainer, watch, _ = fit(tmp_path, data_tree, optimization, epochs=30)
     assert len(watch.values) < 30
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1.25e-10)
+    again, resumed, later, _ = fit(tmp_path, data_tree, optimization, epochs=30, resume=True)
+    assert (resumed.global_step, later.losses, again.ended) == (trainer.global_step, [], True)
 
 
 def saving_every_update(data_tree, folder):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.conftest import ROOT
 from tests.test_bundle import make
@@ -108,6 +109,19 @@ def test_generate(model, capsys):
         ]
     )
     assert capsys.readouterr().out == first
+
+
+def test_a_recipe_without_weights_takes_those_of_a_checkpoint(model):
+    (model / "model.safetensors").unlink()
+    assert "--weights" in expand("test", ["tiny"])
+    assert "--weights" not in expand("test", ["tiny", "--ckpt_path=last"])
+
+
+def test_what_cut_a_training_short_does_not_cut_the_scoring(model):
+    recipe = model / "config.yaml"
+    trainer = {"max_epochs": 2, "overfit_batches": 10, "limit_val_batches": 3}
+    recipe.write_text(json.dumps({**yaml.safe_load(recipe.read_text()), "trainer": trainer}))
+    assert json.loads(expand("test", ["tiny"])[3])["trainer"] == {"max_epochs": 2}
 
 
 def test_names_stand_for_recipes_and_weights(model):

@@ -71,7 +71,7 @@ def here(tmp_path, monkeypatch):
 
 
 def tune(name="words", output="out", **options):
-    return finetune(name, corpus="mine.txt", output=output, **QUIET | {"epochs": 2} | options)
+    return finetune(name, output=output, **{"corpus": "mine.txt", "epochs": 2} | QUIET | options)
 
 
 def weights(folder):
@@ -182,6 +182,20 @@ class TestLanguageModel:
         assert f"stopped after {epochs} of 9 epochs" in " ".join(measured.notes)
         shutil.rmtree("out")
         assert card.read(tune(**still, resume=True).folder).measured.training["epochs"] == epochs
+
+    def test_it_is_resumed_by_its_output(self, here):
+        Path("other").mkdir()
+        tune(epochs=1)
+        tune(output="other/out", epochs=1)
+        first = weights("out")
+        tune(epochs=1, resume=True, overwrite=True)
+        assert same(first, weights("out"))
+        assert len(list(Path("logs/out").iterdir())) == 3
+
+    def test_paths_need_not_be_text(self, here):
+        Path("held.txt").write_text("the bank rose\n" * 9)
+        tune(epochs=1, corpus=Path("mine.txt"), validation=Path("held.txt"), output=Path("out"))
+        assert yaml.safe_load(Path("out/config.yaml").read_text())["data"]["init_args"]["validation"] == "held.txt"
 
     @pytest.mark.parametrize("unfreezing", ["gradual", "none"])
     def test_lower_layers_wait_where_they_are_asked_to(self, here, unfreezing):

@@ -171,6 +171,13 @@ def test_labels_that_cannot_be(table, rows, message):
         data.open("test")
 
 
+def test_a_held_out_text_without_a_label(table):
+    table([("a", "None"), ("b", None)], "held.jsonl")
+    data = table([("a", "None"), ("b", "y")] * 20, test="held.jsonl")
+    with pytest.raises(UserError, match="1 test texts have no 'label'"):
+        data.open("test")
+
+
 def test_classes_of_the_test_texts_alone(table):
     table([("b", 0), ("c", 7)], "held.jsonl")
     data = table(numbered(30), "mine.jsonl", test="held.jsonl")

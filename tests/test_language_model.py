@@ -153,6 +153,15 @@ class TestScore:
         model.score("the bank rose")
         assert model.training
 
+    def test_every_part_is_in_evaluation_mode_and_then_in_its_own(self, model):
+        quiet = model.score("the bank rose").total
+        model.output_dropout.train()
+        assert model.score("the bank rose").total == quiet
+        assert (model.training, model.output_dropout.training) == (False, True)
+        model.train().embedding.eval()
+        assert model.score("the bank rose").total == quiet
+        assert (model.training, model.embedding.training) == (True, False)
+
     def test_an_empty_text_is_refused(self, model):
         model.tokenizer = Tokenizer.characters(["a", "\n"])
         with pytest.raises(UserError, match="empty"):

@@ -365,6 +365,17 @@ def test_one_cycle():
     assert optimizer.param_groups[0]["betas"][1] == 0.99
 
 
+def test_a_schedule_counts_updates(data_tree):
+    data = PennTreebank(root=str(data_tree), batch_size=8, bptt=20)
+    model = Zaremba(data.tokenizer.vocab_size, 4)
+    model.optimization = OneCycleAdam(1e-3, (1, 1, 0, 0))
+    trainer = quiet_trainer(max_epochs=2, accumulate_grad_batches=3)
+    trainer.fit(model, datamodule=data)
+    updates = -(-len(data.train_dataloader()) // 3)
+    assert trainer.global_step == 2 * updates
+    assert trainer.lr_scheduler_configs[0].scheduler.ends[:2] == [updates, 2 * updates]
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [

@@ -1,6 +1,7 @@
 """Every folder under checkpoints/: built at full size, and run for real at a small one."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,9 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
     weights = {name: value.shape for name, value in model.state_dict().items()}
     assert {name: value.shape for name, value in zoo.build(str(finished)).state_dict().items()} == weights
     main(["fit", "--config", str(finished), "--trainer.max_steps=1", "--trainer.limit_val_batches=1", EVERY_STEP])
-    assert not card.read(run.parent / "version_1" / recipe.name).measured.finished
+    again = run.parent / "version_1" / recipe.name
+    assert not card.read(again).measured.finished
+    assert (again / "README.md").read_text().count("Trained with options beside the recipe") == 1
 
 
 @pytest.mark.parametrize(
@@ -213,6 +216,21 @@ def test_a_recipe_as_it_stands_is_kept_comments_and_all(data_tree, tmp_path, mon
     main(["test", str(folder), quiet])
     results = {result.split: result.value for result in measured.results}
     assert f" {results['test']:.6g} over " in capsys.readouterr().out
+
+
+def test_a_recipe_given_as_text_as_that_of_the_hub_is_kept(data_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
+    arguments = {"vocab_size": PennTreebank().tokenizer.vocab_size, "hidden_size": 8}
+    recipe = {
+        "trainer": {"max_epochs": 1},
+        "model": {"class_path": "zoo.models.Zaremba", "init_args": arguments},
+        "data": {"class_path": "datamodules.PennTreebank", "init_args": {"batch_size": 8}},
+    }
+    main(["fit", "--name", "theirs", "--config", json.dumps(recipe), EVERY_STEP])
+    folder = Path("logs/theirs/version_0/theirs")
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == recipe
+    assert "Trained with options" not in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

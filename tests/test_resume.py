@@ -14,6 +14,7 @@ from datamodules import PennTreebank
 from tests.conftest import ROOT, quiet_trainer
 from zoo.callbacks import LastCheckpoint, LearningCurve
 from zoo.models import Zaremba
+from zoo.runs import last_checkpoints
 
 UPDATES_AN_EPOCH = 7
 
@@ -30,7 +31,7 @@ class Losses(Callback):
             raise InterruptedError
 
 
-def fit(folder, data_tree, *, stop=None, resume=False, epochs=3):
+def fit(folder, data_tree, *, stop=None, resume=False, epochs=3, **options):
     seed_everything(3, verbose=False)
     data = PennTreebank(root=str(data_tree), batch_size=8, bptt=20)
     model = Zaremba(data.tokenizer.vocab_size, hidden_size=8, dropout=0.5, constant_epochs=0)
@@ -42,6 +43,7 @@ def fit(folder, data_tree, *, stop=None, resume=False, epochs=3):
         default_root_dir=folder,
         callbacks=[losses, curve, LastCheckpoint(every_n_train_steps=1)],
         enable_checkpointing=True,
+        **options,
     )
     checkpoint = folder / "checkpoints" / "last.ckpt" if resume else None
     try:
@@ -69,6 +71,30 @@ def test_interrupted_once(stop, uninterrupted, data_tree, tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in uninterrupted[2].items())
 
 
+@pytest.mark.parametrize(
+    "options", [{"val_check_interval": 3}, {"val_check_interval": 4, "check_val_every_n_epoch": None}]
+)
+@pytest.mark.parametrize("stop", [4, 5, 7, 9, 12])
+def test_interrupted_with_validations_in_mid_epoch(options, stop, data_tree, tmp_path):
+    whole = fit(tmp_path / "whole", data_tree, epochs=2, **options)
+    fit(tmp_path, data_tree, stop=stop, epochs=2, **options)
+    losses, rows, _ = fit(tmp_path, data_tree, resume=True, epochs=2, **options)
+    assert losses == whole[0][-len(losses) :]
+    assert rows == whole[1]
+    assert all("validation/perplexity" in row for row in rows)
+
+
+def test_interrupted_while_gradients_accumulate(data_tree, tmp_path):
+    options = {"accumulate_grad_batches": 3, "epochs": 2}
+    whole = fit(tmp_path / "whole", data_tree, **options)
+    fit(tmp_path, data_tree, stop=2, **options)
+    fit(tmp_path, data_tree, stop=2, resume=True, **options)  # the windows of half an update were in no checkpoint
+    losses, rows, weights = fit(tmp_path, data_tree, resume=True, **options)
+    assert losses == whole[0][-len(losses) :]
+    assert rows == whole[1]
+    assert all(torch.equal(weights[name], value) for name, value in whole[2].items())
+
+
 def test_interrupted_twice(uninterrupted, data_tree, tmp_path):
     fit(tmp_path, data_tree, stop=5)
     fit(tmp_path, data_tree, stop=11, resume=True)
@@ -83,6 +109,15 @@ def test_a_finished_run_goes_on_when_given_more_epochs(uninterrupted, data_tree,
     losses, rows, _ = fit(tmp_path, data_tree, resume=True)
     assert losses == uninterrupted[0][2 * UPDATES_AN_EPOCH :]
     assert rows == uninterrupted[1]
+
+
+def test_the_newest_run_is_that_of_the_highest_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for version in ("version_9", "version_10", "version_11.bak", "version_x"):
+        file = tmp_path / "logs/tiny" / version / "checkpoints/last.ckpt"
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert [file.parts[2] for file in last_checkpoints("tiny")] == ["version_9", "version_10"]
 
 
 def run_command(folder, data_tree, vocab_size, *options, expect=0):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules import PennTreebank
 from datamodules.stream import RandomWindows, Stream
 from zoo.errors import UserError
 
@@ -67,6 +68,14 @@ def test_a_single_stream_goes_to_the_first_process_whole():
     assert len(first) == len(second)
     assert sum(y.numel() for _, y in first) == 102
     assert sum(y.numel() for _, y in second) == 0
+
+
+def test_a_single_column_is_not_trained_on_by_two(data_tree, monkeypatch):
+    monkeypatch.setattr(PennTreebank, "share", (0, 2))
+    data = PennTreebank(root=str(data_tree), batch_size=1)
+    with pytest.raises(UserError, match="batch_size 1 cannot be shared evenly by 2 processes"):
+        data.train_dataloader()
+    assert len(data.val_dataloader())
 
 
 def test_columns_that_cannot_be_shared_are_refused():

@@ -26,8 +26,8 @@ Row = dict[str, float]
 class LastCheckpoint(Checkpoint):
     """Keeps `checkpoints/last.ckpt` in the run's folder: every `every_n_train_steps` updates and after every epoch.
 
-    Lightning's ModelCheckpoint would also write on an epoch's last update, before that epoch's validation, which a resumed
-    run then leaves out.
+    Never between an update and the validation that follows it, which a resumed run would leave out: an epoch's last update
+    is saved with its validation, and one with a validation in mid-epoch (`val_check_interval`) gives way to the next.
     """
 
     def __init__(self, every_n_train_steps: int = 500) -> None:
@@ -35,13 +35,21 @@ class LastCheckpoint(Checkpoint):
         self.every_n_train_steps = every_n_train_steps
         self.last_model_path = ""
         """Where the newest checkpoint lies; the name is Lightning's."""
-        self._saved = 0
+        self._step = 0
+        self._due = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        step = trainer.global_step
-        due = step % self.every_n_train_steps == 0 or step == trainer.max_steps
-        # The step stands still while gradients accumulate, and those are in no checkpoint.
-        if due and step != self._saved and not trainer.is_last_batch:
+        step, before = trainer.global_step, self._step
+        if step == before:  # gradients accumulate, and those are in no checkpoint
+            return
+        self._step = step
+        self._due |= step % self.every_n_train_steps == 0
+        if trainer.is_last_batch:
+            return
+        if step == trainer.max_steps or (self._due and not _validates(trainer)):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,13 +59,20 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         """Replaces the old checkpoint in one move: at any moment there is a whole one."""
-        self._saved = trainer.global_step
+        self._due = False
         file = run_folder(trainer) / "checkpoints" / "last.ckpt"
         written = file.with_suffix(".new")
         trainer.save_checkpoint(written)
         if trainer.is_global_zero:
             os.replace(written, file)
         self.last_model_path = str(file)
+
+
+def _validates(trainer: Trainer) -> bool:
+    """Whether a validation in mid-epoch follows the update."""
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
+    updates = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+    return every is not None and (updates + 1) % every == 0
 
 
 class Patience(EarlyStopping):
@@ -111,7 +126,8 @@ class LearningCurve(Callback):
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self._rate = 0.0
-        self._validated = False
+        self._validation: Row = {}
+        """The epoch's last so far."""
         self._seconds = 0.0
         self._since: float | None = None
 
@@ -122,35 +138,38 @@ class LearningCurve(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()
-        self._validated = False  # a sanity check is no validation
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         # At the epoch's end the schedule has already set the next epoch's rate.
         self._rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validated = True
+        if not trainer.sanity_checking:
+            self._validation = _logged(trainer, validation=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
         if not trainer.is_last_batch:
             return
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "train/loss"}
-        # Lightning keeps the last validation's numbers until the next one.
-        metrics = {
-            name: value for name, value in logged.items() if self._validated or not name.startswith("validation/")
-        }
-        self._validated = False
+        metrics = _logged(trainer, validation=False) | self._validation
+        self._validation = {}
         epoch = {"epoch": trainer.current_epoch + 1, "updates": trainer.global_step, "learning_rate": self._rate}
         self.rows.append({**epoch, **dict(sorted(metrics.items())), "seconds": round(self.seconds, 1)})
         if trainer.is_global_zero:
             write_curve(self.rows, folder)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "seconds": self.seconds}
+        return {"rows": self.rows, "seconds": self.seconds, "validation": self._validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self._seconds = list(state_dict["rows"]), state_dict["seconds"]
+        self._validation = state_dict.get("validation", {})
+
+
+def _logged(trainer: Trainer, validation: bool) -> Row:
+    """The newest metrics, of validation or all others."""
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "train/loss"}
+    return {name: value for name, value in logged.items() if name.startswith("validation/") == validation}
 
 
 class DropoutCurriculum(Callback):

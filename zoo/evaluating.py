@@ -8,12 +8,21 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode within; afterwards the model is as it was."""
-    if not model.training:
+    """All modules in evaluation mode within; afterwards each is as it was."""
+    if not any(module.training for module in model.modules()):
         yield
         return
-    model.eval()
+    with modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in training or evaluation mode as it was before."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        model.train()
+        for module, training in modes:
+            module.training = training

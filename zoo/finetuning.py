@@ -133,7 +133,7 @@ class _Fit:
     ) -> FineTuned:
         """Measures, fits, measures and writes; `section` and `options` are the recipe's of the model and the data."""
         runs.hush()
-        name, began = self.folder.name, commit()
+        name, began, base = self.folder.name, commit(), card.read(self.found.folder).card
         norm = self.max_norm * data.bptt if isinstance(data, Corpus) and model.sums_steps else self.max_norm
         rate = self.learning_rate
         model.optimization = DiscriminativeAdam(rate) if self.pretrained else DiscriminativeAdam(rate, factor=1.0)
@@ -175,7 +175,7 @@ class _Fit:
         if trainer.current_epoch < self.epochs:
             ended = f"stopped after {trainer.current_epoch} of {self.epochs} epochs"
             measured.notes.append(f"{ended}, {self.patience} of them without improvement")
-        described = self._card(measured)
+        described = self._card(base, measured)
         recipe = {
             "seed_everything": self.seed,
             "trainer": {"max_epochs": self.epochs, "gradient_clip_val": norm},
@@ -187,8 +187,7 @@ class _Fit:
         runs.write(self.folder, name, model, weights, text, described, measured, curve, run_folder(trainer))
         return done
 
-    def _card(self, measured: card.Measured) -> card.Card:
-        base = card.read(self.found.folder).card
+    def _card(self, base: card.Card, measured: card.Measured) -> card.Card:
         title = "{}, fine-tuned on {}" if self.pretrained else "The network of {}, trained on {}"
         return card.Card(
             title=title.format(self.found.name, measured.dataset_name),
@@ -220,14 +219,21 @@ class _Terms(Callback):
         return self.terms
 
     def checkpoint(self, name: str) -> Path:
-        """The last one of the runs called so; `UserError` where that was begun with something else."""
-        file = runs.last_checkpoint(name, "--resume")
-        there = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["callbacks"].get(self.state_key, {})
+        """The newest with this output of the runs called so; `UserError` where that was begun with something else."""
+        begun = {file: self._of(file) for file in runs.last_checkpoints(name)}
+        own = [file for file, terms in begun.items() if terms.get("output") == self.terms["output"]]
+        file = runs.last_checkpoint(name, "--resume", own or list(begun))
+        there = begun[file]
         other = [f"{term} {there.get(term)}, not {now}" for term, now in self.terms.items() if there.get(term) != now]
         if other:
             began = "; ".join(other) if there else "another command"
             raise UserError(f"--resume: {file} was begun with {began}; ask for the same, or leave out --resume")
         return file
+
+    def _of(self, file: Path) -> dict[str, Any]:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        terms: dict[str, Any] = checkpoint["callbacks"].get(self.state_key, {})
+        return terms
 
 
 def _notes(done: FineTuned, model: Task) -> list[str]:
@@ -319,7 +325,7 @@ def finetune(
     trained_on = (bundle.read_recipe(fit.found.folder).get("data") or {}).get("init_args") or {}
     batching = trained_on.get("batching", "stream")
     options: dict[str, Any] = {
-        "path": str(corpus),
+        "path": corpus,
         "validation": validation,
         "test": test,
         "config": config,
@@ -333,7 +339,7 @@ def finetune(
         "batch_size": batch_size,
         "bptt": (trained_on.get("bptt", BPTT) if batching == "pieces" else BPTT) if bptt is None else bptt,
     }
-    options = {option: value for option, value in options.items() if value is not None}
+    options = _given(options)
     data = Corpus(**options)
     model, section, met = _language_model(fit.found, own, data, vocabulary, pretrained)
     model.bptt = None
@@ -396,7 +402,7 @@ def finetune_classifier(
     if batch_size < 3:
         raise UserError(f"batch_size is {batch_size}; it must be 3 or more, so that no batch has a single text")
     options: dict[str, Any] = {
-        "path": str(corpus),
+        "path": corpus,
         "validation": validation,
         "test": test,
         "config": config,
@@ -405,7 +411,7 @@ def finetune_classifier(
         "batch_size": batch_size,
         "max_tokens": max_tokens,
     }
-    options = {option: value for option, value in options.items() if value is not None}
+    options = _given(options)
     data = LabelledText(**options)
     folder = fit.found.folder
     data.tokenizer = fit.tokenizer
@@ -421,6 +427,12 @@ def finetune_classifier(
     }
     met = f"{len(classes)} classes: {', '.join(classes)}; {data.sizes}"
     return fit.run(model, section, data, options, met if pretrained else f"{met}; fresh weights")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None, paths as text, as a recipe has them."""
+    given = ((option, value) for option, value in options.items() if value is not None)
+    return {option: str(value) if isinstance(value, Path) else value for option, value in given}
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:

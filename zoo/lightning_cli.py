@@ -20,9 +20,9 @@ from zoo import bundle, card, hub, runs
 from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder
 from zoo.errors import UserError
 from zoo.evaluation import Evaluation
-from zoo.files import RECIPE
+from zoo.files import RECIPE, has_weights
 from zoo.provenance import commit
-from zoo.runs import LOGS, hush, last_checkpoint, loggers, new_run, trainer_defaults
+from zoo.runs import LOGS, hush, last_checkpoint, last_checkpoints, loggers, new_run, trainer_defaults
 from zoo.tasks import LanguageModel, Task
 
 CHANGED = "Trained with options beside the recipe; `config.yaml` here holds what was used."
@@ -58,7 +58,7 @@ def expand(command: str, arguments: list[str]) -> list[str]:
     if arguments and not arguments[0].startswith("-"):
         found = hub.find(arguments[0])
         expanded = _recipe(found, as_it_stands=command == "fit")
-        if command != "fit":
+        if command != "fit" and (has_weights(found.folder) or "--ckpt_path" not in given):
             expanded += ["--weights", str(found.folder)]
         arguments = arguments[1:]
     remaining, takes_value = iter(arguments), False
@@ -84,7 +84,8 @@ def _recipe(found: hub.Found, as_it_stands: bool) -> list[str]:
     recipe = bundle.read_recipe(found.folder)
     if not as_it_stands:
         # A training that was cut short says nothing of how much text is to be scored.
-        recipe["trainer"] = {name: value for name, value in recipe["trainer"].items() if not name.startswith("limit_")}
+        cut = re.compile("limit_.*|overfit_batches")
+        recipe["trainer"] = {name: value for name, value in recipe["trainer"].items() if not cut.fullmatch(name)}
     return ["--name", found.name, "--config", json.dumps(recipe)]
 
 
@@ -135,7 +136,7 @@ class ZooCLI(LightningCLI):
             self.recipe, self.recipe_changed = self._recipe_text()
         checkpoint = config.get("ckpt_path")
         if checkpoint == "last":
-            config.ckpt_path = str(last_checkpoint(self.name, "--ckpt_path last"))
+            config.ckpt_path = str(last_checkpoint(self.name, "--ckpt_path last", last_checkpoints(self.name)))
         elif checkpoint is not None and not os.path.isfile(checkpoint):
             if self._command == "fit":
                 raise UserError(
@@ -159,12 +160,13 @@ class ZooCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         weights = self._get(self.config, "weights")
-        if weights is not None:
-            self._take_weights(hub.find(weights).folder)
+        self.started_from = None if weights is None else hub.find(weights)
+        if self.started_from is not None:
+            self._take_weights(self.started_from.folder)
         elif self._command != "fit" and self._get(self.config, "ckpt_path") is None:
             raise UserError(f"{self._command} needs trained weights: give a model's name, --weights or --ckpt_path")
         if self._command == "fit" and self.model.optimization.fine_tuning:
-            self._check_fine_tuning(weights)
+            self._check_fine_tuning()
         if self._command != "fit" and (evaluation := self._get(self.config_init, "evaluation")) is not None:
             if not isinstance(self.model, LanguageModel) or not isinstance(self.datamodule, TextDataModule):
                 raise UserError(
@@ -178,14 +180,15 @@ class ZooCLI(LightningCLI):
             self.datamodule.evaluation = "stream"
             self.model.evaluation = evaluation
 
-    def _check_fine_tuning(self, weights: str | None) -> None:
+    def _check_fine_tuning(self) -> None:
         """Raises `UserError` where there is no finished model to go on from."""
-        if weights is None:
+        if self.started_from is None:
             if self._get(self.config, "ckpt_path") is None:
                 raise UserError("fine-tuning goes on from a finished model: name it with --weights")
             return
-        measured = card.read(hub.find(weights).folder).measured
+        measured = card.read(self.started_from.folder).measured
         if measured is None or not measured.finished:
+            weights = self._get(self.config, "weights")
             raise UserError(
                 f"{weights} was cut short; fine-tuning goes on from a finished model: let its run end first"
             )
@@ -242,11 +245,10 @@ class ZooCLI(LightningCLI):
             return
         uncut = runs.whole(options.limit_train_batches) and not options.overfit_batches and trainer.max_steps == -1
         facts = {"seed": self._get(self.config, "seed_everything"), "commit": self.commit}
-        if weights_of := self._get(self.config, "weights"):
-            found = hub.find(weights_of)
-            facts["started_from"] = found.repository or found.name
+        if self.started_from is not None:
+            facts["started_from"] = self.started_from.repository or self.started_from.name
         described = card.Card(**self._get(self.config, "card").as_dict())
-        if self.recipe_changed:
+        if self.recipe_changed and CHANGED not in described.notes:
             described.notes.append(CHANGED)
         measured, weights = runs.measure(
             trainer,
@@ -299,15 +301,18 @@ class ZooCLI(LightningCLI):
         """The recipe as it was given, comments and all; where options changed what it says, its settings, and True."""
         config = self.config[self._command]
         options = [argument.split("=")[0].rstrip("+") for argument in sys.argv[2:] if argument.startswith("-")]
-        given = (config.config or [None])[0]
-        if given is not None and options.count("--config") == 1 and all(map(_INCIDENTAL.fullmatch, options)):
-            return given.read_text(), False
+        if options.count("--config") == 1 and all(map(_INCIDENTAL.fullmatch, options)):
+            if config.config[0] is not None:
+                return config.config[0].read_text(), False
+            recipe = sys.argv[sys.argv.index("--config") + 1]  # of a model of the Hub, as `expand` gives it
+            return yaml.safe_dump(json.loads(recipe), sort_keys=False), False
         parser = self._parser(self._command)
         dump = yaml.safe_load(parser.dump(config, skip_none=False))
         defaults = parser.get_defaults()["trainer"].as_dict()
         changed = {option: value for option, value in dump["trainer"].items() if value != defaults[option]}
         sections = {key: dump[key] for key in ("seed_everything", "model", "data", "card")}
-        sections["card"]["notes"].append(CHANGED)
+        if CHANGED not in sections["card"]["notes"]:
+            sections["card"]["notes"].append(CHANGED)
         sections["trainer"] = {key: v for key, v in changed.items() if not _INCIDENTAL.fullmatch(f"--trainer.{key}")}
         return yaml.safe_dump(sections, sort_keys=False), True
 

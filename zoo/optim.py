@@ -349,14 +349,15 @@ def slanted_triangle(update: int, updates: int, cut: float, ratio: float) -> flo
 
 
 def updates_per_epoch(model: LightningModule) -> int:
-    """The windows of the trainer's data module; raises `UserError` where it has none.
+    """By the length of the trainer's data module; raises `UserError` where it has none.
 
     The trainer's own estimate would load the data before a resumed run has its position.
     """
     trainer: Any = model.trainer
     if trainer.datamodule is None:
         raise UserError("the schedule takes the length of an epoch from a data module: give the fit one (datamodule)")
-    return len(trainer.datamodule.train_dataloader())
+    updates: int = math.ceil(len(trainer.datamodule.train_dataloader()) / trainer.accumulate_grad_batches)
+    return updates
 
 
 class Optimization(ABC):

@@ -52,13 +52,14 @@ def new_run(name: str) -> Path:
 
 def last_checkpoints(name: str) -> list[Path]:
     """Those of the runs called so, the newest run's at the end."""
-    versions = (LOGS / name).glob("version_*/checkpoints/last.ckpt")
-    return sorted(versions, key=lambda file: int(file.parts[-3].removeprefix("version_")))
+    found = {
+        file.parts[-3].removeprefix("version_"): file for file in (LOGS / name).glob("version_*/checkpoints/last.ckpt")
+    }
+    return [found[version] for version in sorted(filter(str.isdecimal, found), key=int)]
 
 
-def last_checkpoint(name: str, option: str) -> Path:
-    """The newest checkpoint of the runs called so; `UserError` names the option that asks for it where there is none."""
-    found = last_checkpoints(name)
+def last_checkpoint(name: str, option: str, found: list[Path]) -> Path:
+    """The newest of the checkpoints found of runs called so; `UserError` names the option that asks for it without any."""
     if not found:
         raise UserError(f"{option}: no run of {name} under {LOGS / name} has a checkpoint")
     print(f"going on from {found[-1]}")

@@ -183,8 +183,8 @@ class Stream:
 
     The blocks may be cut anywhere. Tokens and nats are, to the last bit, those of `score` on the whole text, which is read
     as there: the first token as if a line had just ended, a last line without a line break given one at word level. Where a
-    character vocabulary has no line break, the one that ends the text is left out. `UserError` for a text without a
-    character, on the first step.
+    character vocabulary has neither a line break nor `<unk>`, the break that ends the text is left out. `UserError` for a
+    text without a character, on the first step.
 
     `evaluation` is the model's own unless given; what its `check` wants of a text's length is not looked at, since the
     length is not known before the end.
@@ -324,8 +324,8 @@ def score(model: "LanguageModel", text: str, evaluation: Evaluation) -> Score:
     """Scores every token of `text` from a zero state, the first one as if a line had just ended.
 
     At word level a last line without a line break is given one, so that a sentence's end is scored with it. Where a
-    character vocabulary has no line break, the one that ends the text is left out. `UserError` for a text without a
-    character.
+    character vocabulary has neither a line break nor `<unk>`, the break that ends the text is left out. `UserError` for a
+    text without a character.
     """
     check_type("text", text, str)
     check_type("evaluation", evaluation, Evaluation)

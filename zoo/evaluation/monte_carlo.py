@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.arguments import check_counts
+from zoo.evaluating import modes_kept
 from zoo.evaluation.ensemble import mean_of
 from zoo.score import Evaluation, Plain, Scorer
 from zoo.tasks import LanguageModel
@@ -44,15 +45,11 @@ class MonteCarlo(Evaluation):
 @contextmanager
 def _noisy(model: nn.Module) -> Iterator[None]:
     """Training mode for all modules but those with buffers of their own, which training would change."""
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        if next(module.buffers(recurse=False), None) is None:
-            module.training = True
-    try:
+    with modes_kept(model):
+        for module in model.modules():
+            if next(module.buffers(recurse=False), None) is None:
+                module.training = True
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

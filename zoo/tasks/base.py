@@ -223,12 +223,14 @@ class Task(LightningModule):
 
     def running_state(self) -> dict[str, Any]:
         """What else changes from update to update: plain types and tensors only."""
-        return {"train": dict(self.metric("train").metric_state)}
+        return {"train": dict(self.metric("train").metric_state), "ended": self.ended}
 
     def load_running_state(self, state: dict[str, Any]) -> None:
         """Puts back what `running_state` gave."""
         for name, value in state["train"].items():
             setattr(self.metric("train"), name, value.to(self.device))
+        self.ended = state.get("ended", False)
+        self.trainer.should_stop |= self.ended
 
     def metric(self, split: str) -> ExactMean:
         """The metric of a split."""
