@@ -390,15 +390,16 @@ def training_times(entries: Iterable[Entry]) -> str:
     lines = [
         "# How long the models trained",
         "",
-        "| model | hardware | torch | epochs | seconds an epoch | ms an update |",
-        "|---|---|---|---|---|---|",
+        "| model | hardware | torch | precision | epochs | seconds an epoch | ms an update |",
+        "|---|---|---|---|---|---|---|",
     ]
     for entry in entries:
         if entry.weights and entry.measured:
             run = entry.measured.training
             pace = f"{run['seconds'] / run['epochs']:,.1f} | {1000 * run['seconds'] / run['updates']:,.1f}"
-            lines.append(f"| {entry.name} | {run['hardware']} | {run['torch']} | {run['epochs']} | {pace} |")
-    lines += ["", "Validation after each epoch included. Written by `make cards` from the cards.", ""]
+            how = f"{run['hardware']} | {run['torch']} | {run.get('precision', '32-true')}"
+            lines.append(f"| {entry.name} | {how} | {run['epochs']} | {pace} |")
+    lines += ["", "Wall time, validation after each epoch included. Written by `make cards` from the cards.", ""]
     return "\n".join(lines)
 
 
