@@ -140,7 +140,7 @@ class TextDataModule(DataModule):
         """Columns in windows of `bptt` or of the random lengths of the trainer's epoch, or that epoch's pieces."""
         if self.batching == "pieces":
             return self._pieces("train", self.batch_size, self.draw())
-        check_shares(self.batch_size, self.share[1])
+        check_shares(self.batch_size, self.share[1])  # a stream lets a single column pass, for evaluation
         return self._stream("train", self.batch_size, self.bptt, self.drop_last, self._windows())
 
     def val_dataloader(self) -> Stream | Pieces:

@@ -127,7 +127,7 @@ class LearningCurve(Callback):
         self.rows: list[Row] = []
         self._rate = 0.0
         self._validation: Row = {}
-        """The epoch's last so far."""
+        """What the epoch's last validation so far gave."""
         self._seconds = 0.0
         self._since: float | None = None
 
@@ -163,7 +163,7 @@ class LearningCurve(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self._seconds = list(state_dict["rows"]), state_dict["seconds"]
-        self._validation = state_dict.get("validation", {})
+        self._validation = state_dict.get("validation", {})  # the first checkpoints had none
 
 
 def _logged(trainer: Trainer, validation: bool) -> Row:

@@ -168,7 +168,7 @@ class _Fit:
             raise
         facts = {"seed": self.seed, "commit": began}
         if self.pretrained:
-            facts["started_from"] = self.found.repository or self.found.name
+            facts["started_from"] = self.found.origin
         measured, weights = runs.measure(trainer, model, data, curve, best, facts, finished=True)
         done = FineTuned(self.folder, met, model.metric_unit, before, measured.results)
         measured.command, measured.notes = self.command, [met, *_notes(done, model)]
@@ -220,9 +220,9 @@ class _Terms(Callback):
 
     def checkpoint(self, name: str) -> Path:
         """The newest with this output of the runs called so; `UserError` where that was begun with something else."""
-        begun = {file: self._of(file) for file in runs.last_checkpoints(name)}
+        begun = {file: self._terms_in(file) for file in runs.last_checkpoints(name)}
         own = [file for file, terms in begun.items() if terms.get("output") == self.terms["output"]]
-        file = runs.last_checkpoint(name, "--resume", own or list(begun))
+        file = runs.last_checkpoint(name, "--resume", own)
         there = begun[file]
         other = [f"{term} {there.get(term)}, not {now}" for term, now in self.terms.items() if there.get(term) != now]
         if other:
@@ -230,7 +230,7 @@ class _Terms(Callback):
             raise UserError(f"--resume: {file} was begun with {began}; ask for the same, or leave out --resume")
         return file
 
-    def _of(self, file: Path) -> dict[str, Any]:
+    def _terms_in(self, file: Path) -> dict[str, Any]:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         terms: dict[str, Any] = checkpoint["callbacks"].get(self.state_key, {})
         return terms
@@ -324,22 +324,21 @@ def finetune(
         raise UserError(f"{name} reads characters: normaliser and document are for models of words, leave them out")
     trained_on = (bundle.read_recipe(fit.found.folder).get("data") or {}).get("init_args") or {}
     batching = trained_on.get("batching", "stream")
-    options: dict[str, Any] = {
-        "path": corpus,
-        "validation": validation,
-        "test": test,
-        "config": config,
-        "column": text,
-        "level": own.level,
-        "document": document,
-        "normaliser": own.normaliser if normaliser is None else normaliser,
-        "min_count": min_count,
-        "max_vocabulary": max_vocabulary,
-        "batching": batching,
-        "batch_size": batch_size,
-        "bptt": (trained_on.get("bptt", BPTT) if batching == "pieces" else BPTT) if bptt is None else bptt,
-    }
-    options = _given(options)
+    options = _given(
+        path=corpus,
+        validation=validation,
+        test=test,
+        config=config,
+        column=text,
+        level=own.level,
+        document=document,
+        normaliser=own.normaliser if normaliser is None else normaliser,
+        min_count=min_count,
+        max_vocabulary=max_vocabulary,
+        batching=batching,
+        batch_size=batch_size,
+        bptt=(trained_on.get("bptt", BPTT) if batching == "pieces" else BPTT) if bptt is None else bptt,
+    )
     data = Corpus(**options)
     model, section, met = _language_model(fit.found, own, data, vocabulary, pretrained)
     model.bptt = None
@@ -401,17 +400,16 @@ def finetune_classifier(
     fit = _Fit.of(finetune_classifier, locals())
     if batch_size < 3:
         raise UserError(f"batch_size is {batch_size}; it must be 3 or more, so that no batch has a single text")
-    options: dict[str, Any] = {
-        "path": corpus,
-        "validation": validation,
-        "test": test,
-        "config": config,
-        "text": text,
-        "label": label,
-        "batch_size": batch_size,
-        "max_tokens": max_tokens,
-    }
-    options = _given(options)
+    options = _given(
+        path=corpus,
+        validation=validation,
+        test=test,
+        config=config,
+        text=text,
+        label=label,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+    )
     data = LabelledText(**options)
     folder = fit.found.folder
     data.tokenizer = fit.tokenizer
@@ -429,7 +427,7 @@ def finetune_classifier(
     return fit.run(model, section, data, options, met if pretrained else f"{met}; fresh weights")
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _given(**options: Any) -> dict[str, Any]:
     """Those that are not None, paths as text, as a recipe has them."""
     given = ((option, value) for option, value in options.items() if value is not None)
     return {option: str(value) if isinstance(value, Path) else value for option, value in given}

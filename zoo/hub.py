@@ -36,6 +36,11 @@ class Found:
     repository: str | None = None
     """Where on the Hub it came from."""
 
+    @property
+    def origin(self) -> str:
+        """What a card calls it: the repository, or the name of one of our own."""
+        return self.repository or self.name
+
 
 @dataclass(frozen=True)
 class Publication:

@@ -22,7 +22,7 @@ from zoo.errors import UserError
 from zoo.evaluation import Evaluation
 from zoo.files import RECIPE, has_weights
 from zoo.provenance import commit
-from zoo.runs import LOGS, hush, last_checkpoint, last_checkpoints, loggers, new_run, trainer_defaults
+from zoo.runs import LOGS, hush, last_checkpoint, loggers, new_run, trainer_defaults
 from zoo.tasks import LanguageModel, Task
 
 CHANGED = "Trained with options beside the recipe; `config.yaml` here holds what was used."
@@ -32,6 +32,9 @@ _INCIDENTAL = re.compile(
     r"--(config|name|ckpt_path|checkpoint\..*|trainer\."
     r"(logger.*|enable_progress_bar|enable_model_summary|log_every_n_steps|profiler.*|accelerator|precision))"
 )
+
+# A training that was cut short says nothing of how much text is to be scored.
+_CUT = re.compile("limit_.*|overfit_batches")
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -83,9 +86,7 @@ def _recipe(found: hub.Found, as_it_stands: bool) -> list[str]:
         return ["--config", str(found.folder / RECIPE)]
     recipe = bundle.read_recipe(found.folder)
     if not as_it_stands:
-        # A training that was cut short says nothing of how much text is to be scored.
-        cut = re.compile("limit_.*|overfit_batches")
-        recipe["trainer"] = {name: value for name, value in recipe["trainer"].items() if not cut.fullmatch(name)}
+        recipe["trainer"] = {name: value for name, value in recipe["trainer"].items() if not _CUT.fullmatch(name)}
     return ["--name", found.name, "--config", json.dumps(recipe)]
 
 
@@ -133,10 +134,10 @@ class ZooCLI(LightningCLI):
         if self._command == "fit":
             # Now: the checkout and its files may have moved on when the run ends.
             self.commit = commit()
-            self.recipe, self.recipe_changed = self._recipe_text()
+            self.recipe = self._recipe_text()
         checkpoint = config.get("ckpt_path")
         if checkpoint == "last":
-            config.ckpt_path = str(last_checkpoint(self.name, "--ckpt_path last", last_checkpoints(self.name)))
+            config.ckpt_path = str(last_checkpoint(self.name, "--ckpt_path last"))
         elif checkpoint is not None and not os.path.isfile(checkpoint):
             if self._command == "fit":
                 raise UserError(
@@ -246,10 +247,8 @@ class ZooCLI(LightningCLI):
         uncut = runs.whole(options.limit_train_batches) and not options.overfit_batches and trainer.max_steps == -1
         facts = {"seed": self._get(self.config, "seed_everything"), "commit": self.commit}
         if self.started_from is not None:
-            facts["started_from"] = self.started_from.repository or self.started_from.name
+            facts["started_from"] = self.started_from.origin
         described = card.Card(**self._get(self.config, "card").as_dict())
-        if self.recipe_changed and CHANGED not in described.notes:
-            described.notes.append(CHANGED)
         measured, weights = runs.measure(
             trainer,
             self.model,
@@ -297,24 +296,25 @@ class ZooCLI(LightningCLI):
         arguments = ", ".join(f"{name}={value!r}" for name, value in chosen.get("init_args", {}).items())
         return f", by {chosen.class_path.rsplit('.', 1)[-1]}({arguments})"
 
-    def _recipe_text(self) -> tuple[str, bool]:
-        """The recipe as it was given, comments and all; where options changed what it says, its settings, and True."""
+    def _recipe_text(self) -> str:
+        """The recipe as it was given, comments and all; where options changed what it says, its settings, of which the card
+        then has a note."""
         config = self.config[self._command]
         options = [argument.split("=")[0].rstrip("+") for argument in sys.argv[2:] if argument.startswith("-")]
         if options.count("--config") == 1 and all(map(_INCIDENTAL.fullmatch, options)):
             if config.config[0] is not None:
-                return config.config[0].read_text(), False
+                return str(config.config[0].read_text())
             recipe = sys.argv[sys.argv.index("--config") + 1]  # of a model of the Hub, as `expand` gives it
-            return yaml.safe_dump(json.loads(recipe), sort_keys=False), False
+            return yaml.safe_dump(json.loads(recipe), sort_keys=False)
+        if CHANGED not in config.card.notes:
+            config.card.notes = [*config.card.notes, CHANGED]
         parser = self._parser(self._command)
         dump = yaml.safe_load(parser.dump(config, skip_none=False))
         defaults = parser.get_defaults()["trainer"].as_dict()
         changed = {option: value for option, value in dump["trainer"].items() if value != defaults[option]}
         sections = {key: dump[key] for key in ("seed_everything", "model", "data", "card")}
-        if CHANGED not in sections["card"]["notes"]:
-            sections["card"]["notes"].append(CHANGED)
         sections["trainer"] = {key: v for key, v in changed.items() if not _INCIDENTAL.fullmatch(f"--trainer.{key}")}
-        return yaml.safe_dump(sections, sort_keys=False), True
+        return yaml.safe_dump(sections, sort_keys=False)
 
 
 class Preparation(Callback):

@@ -58,8 +58,12 @@ def last_checkpoints(name: str) -> list[Path]:
     return [found[version] for version in sorted(filter(str.isdecimal, found), key=int)]
 
 
-def last_checkpoint(name: str, option: str, found: list[Path]) -> Path:
-    """The newest of the checkpoints found of runs called so; `UserError` names the option that asks for it without any."""
+def last_checkpoint(name: str, option: str, among: list[Path] | None = None) -> Path:
+    """The newest checkpoint of the runs called so, or `among` some of them.
+
+    `UserError` names the option that asks for it where there is none.
+    """
+    found = among or last_checkpoints(name)
     if not found:
         raise UserError(f"{option}: no run of {name} under {LOGS / name} has a checkpoint")
     print(f"going on from {found[-1]}")

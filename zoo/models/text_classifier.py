@@ -8,7 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from zoo.batches import Labelled, Texts
+from zoo.batches import Texts
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.heads import ConcatPooling
@@ -16,7 +16,6 @@ from zoo.layers import BatchNormLSTM
 from zoo.metrics import MacroF1
 from zoo.optim import DiscriminativeAdam, Optimization
 from zoo.tasks import LanguageModel, SequenceClassifier
-from zoo.tasks.classification import right
 
 
 class TextClassifier(SequenceClassifier):
@@ -103,13 +102,9 @@ class TextClassifier(SequenceClassifier):
         self.labels = labels
         super().setup(stage)
 
-    def evaluate_batch(self, batch: Labelled, batch_idx: int) -> Tensor:
-        inputs, labels = batch
-        if not len(labels):  # of several processes one may have no share of the last batch
-            return labels.float()
-        logits = self(inputs)
+    def judge(self, logits: Tensor, labels: Tensor) -> Tensor:
         self.f1.update(logits, labels)
-        return right(logits, labels)
+        return super().judge(logits, labels)
 
     def report(self, split: str) -> None:
         super().report(split)

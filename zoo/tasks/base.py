@@ -229,7 +229,7 @@ class Task(LightningModule):
         """Puts back what `running_state` gave."""
         for name, value in state["train"].items():
             setattr(self.metric("train"), name, value.to(self.device))
-        self.ended = state.get("ended", False)
+        self.ended = state.get("ended", False)  # the first checkpoints had none
         self.trainer.should_stop |= self.ended
 
     def metric(self, split: str) -> ExactMean:

@@ -50,7 +50,11 @@ class SequenceClassifier(Task):
         inputs, labels = batch
         if not len(labels):  # of several processes one may have no share of the last batch
             return labels.float()
-        return right(self(inputs), labels)
+        return self.judge(self(inputs), labels)
+
+    def judge(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What the metric takes of a batch's logits (B, num_classes) and labels (B,)."""
+        return right(logits, labels)
 
     def predict_batch(self, batch: Labelled, batch_idx: int) -> Tensor:
         """The probabilities of the classes, (B, num_classes)."""
