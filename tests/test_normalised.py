@@ -9,6 +9,7 @@ from torch.nn.functional import batch_norm, layer_norm, linear
 from zoo import functional, kernels
 from zoo.functional import Gains, Moments, Weights
 from zoo.kernels import native
+from zoo.kernels.normalised import FEW_INPUTS
 from zoo.layers import LSTM, BatchNormLSTM, LayerNormLSTM
 from zoo.noise import Noise
 from zoo.regularisers import WeightDrop, Zoneout
@@ -140,6 +141,28 @@ def test_without_biases_and_with_one(kind, backend):
     torch.testing.assert_close(
         with_gradients(kernels, kind, leaves, backend=backend), with_gradients(functional, kind, leaves)
     )
+
+
+@backends
+@pytest.mark.parametrize("kind", ["batch", "population"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [1, FEW_INPUTS, FEW_INPUTS + 1])
+def test_few_inputs_and_more(kind, bias, count, backend, monkeypatch):
+    """Whose product is normalised by their own moments, or by its."""
+    monkeypatch.setitem(globals(), "I", count)
+    leaves = problem(bias=bias)
+    expected = with_gradients(functional, kind, leaves)
+    torch.testing.assert_close(with_gradients(kernels, kind, leaves, backend=backend), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_few_inputs_far_from_zero():
+    """The variance is that of the differences to the mean, not a difference of squares."""
+    leaves = {name: value.detach() for name, value in problem(batch=8).items()}
+    leaves["inputs"] = leaves["inputs"][..., :1] + 1000
+    leaves["w"] = leaves["w"][:, :1]
+    outputs = run(kernels, "batch", {name: value.float() for name, value in leaves.items()})[0]
+    leaves["inputs"] = leaves["inputs"].float().double()
+    torch.testing.assert_close(outputs.double(), run(functional, "batch", leaves)[0], rtol=1e-3, atol=1e-3)
 
 
 @kinds

@@ -18,6 +18,9 @@ from zoo.kernels.checks import check
 from zoo.kernels.loops import add_product, add_product_backward, hidden_weight_gradient
 from zoo.noise import Noise
 
+# Of so few inputs a pass over them costs nothing beside one over their product, of which batch norm takes several.
+FEW_INPUTS = 4
+
 
 def batch_norm_lstm(
     inputs: Tensor,
@@ -31,20 +34,50 @@ def batch_norm_lstm(
     compiled: bool,
 ) -> tuple[LSTMRun, Moments]:
     """`zoo.functional.batch_norm_lstm`; no gradient goes through the moments or into a population."""
-    time, batch, _ = inputs.shape
-    norms = [Norm("batch", eps) for _ in range(3)]
+    norms = [Norm("batch", eps) for _ in range(2)]
+    given = None
     if population is not None:
-        means, variances = population[::2], population[1::2]
-        norms = [Norm("batch", eps, mean, var) for mean, var in zip(means, variances, strict=True)]
-        norms[0] = Norm("batch", eps, means[0].reshape(1, -1), variances[0].reshape(1, -1))
+        given, *in_loop = zip(population[::2], population[1::2], strict=True)
+        norms = [Norm("batch", eps, mean, var) for mean, var in in_loop]
+    project = _projected_of_few if inputs.shape[-1] <= FEW_INPUTS else _projected
+    projected, of_product = project(inputs, weights.input, gains.input, bias, given, eps)
+    run, of_loop = _run(projected, state, weights, gains, noise, norms[0], norms[1], compiled)
+    return run, Moments(*of_product, *of_loop) if population is None else population
+
+
+def _projected(
+    inputs: Tensor, weight: Tensor, gain: Tensor, bias: Tensor | None, given: tuple[Tensor, Tensor] | None, eps: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The inputs' part of the gates, (T, B, 4 H), and the moments of W x that it was normalised by, (T, 4 H)."""
+    time, batch, _ = inputs.shape
+    norm = Norm("batch", eps) if given is None else Norm("batch", eps, *(moment.reshape(1, -1) for moment in given))
     # The steps side by side are the columns of one batch.
-    product = linear(inputs.transpose(0, 1), weights.input).flatten(1)
-    normal = norms[0](product, gains.input.repeat(time), None if bias is None else bias.repeat(time))
-    projected = normal.view(batch, time, -1).transpose(0, 1).contiguous()
-    run, moments = _run(projected, state, weights, gains, noise, norms[1], norms[2], compiled)
-    if population is None:
-        population = Moments(*(moment.view(time, -1) for moment in (*norms[0].moments(), *moments)))
-    return run, population
+    product = linear(inputs.transpose(0, 1), weight).flatten(1)
+    normal = norm(product, gain.repeat(time), None if bias is None else bias.repeat(time))
+    mean, var = norm.moments() if given is None else given
+    return normal.view(batch, time, -1).transpose(0, 1).contiguous(), (mean.view(time, -1), var.view(time, -1))
+
+
+def _projected_of_few(
+    inputs: Tensor, weight: Tensor, gain: Tensor, bias: Tensor | None, given: tuple[Tensor, Tensor] | None, eps: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`_projected` in one product: the moments of W x follow from those of x, W mean(x) and w' cov(x) w."""
+    shift = torch.zeros_like(gain) if bias is None else bias
+    if given is None:
+        mean_of_inputs = inputs.mean(1, keepdim=True)
+        inputs = inputs - mean_of_inputs
+        covariance = inputs.mT @ inputs / inputs.shape[1]
+        mean = linear(mean_of_inputs, weight).squeeze(1)
+        var = (weight @ covariance * weight).sum(-1)
+        scale = gain * (var + eps).rsqrt()
+        shift = shift.expand_as(scale)
+    else:
+        mean, var = given
+        scale = gain * (var + eps).rsqrt()
+        shift = shift - scale * mean
+    weight = torch.cat([scale.unsqueeze(-1) * weight, shift.unsqueeze(-1)], -1)
+    inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], -1)
+    return inputs @ weight.mT, (mean.detach(), var.detach())
 
 
 def layer_norm_lstm(
