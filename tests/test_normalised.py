@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from rounding import relative, rounded_recurrent
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, layer_norm, linear
 
@@ -153,6 +154,30 @@ def test_few_inputs_and_more(kind, bias, count, backend, monkeypatch):
     leaves = problem(bias=bias)
     expected = with_gradients(functional, kind, leaves)
     torch.testing.assert_close(with_gradients(kernels, kind, leaves, backend=backend), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(not native.multiplies_bfloat16(), reason="the processor does not multiply bfloat16")
+@kinds
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sizes", [(7, 17, 33), (5, 3, 16), (30, 64, 21)])
+@pytest.mark.parametrize("site", ["none", "rec of each gate", "all"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_bfloat16_rounds_the_factors_of_the_recurrent_product(kind, threads, sizes, site, count, monkeypatch):
+    time, batch, hidden = sizes
+    monkeypatch.setitem(globals(), "H", hidden)
+    monkeypatch.setitem(globals(), "I", count)
+    leaves, noise = problem(time, batch, dtype=torch.float32), masks(time, batch, torch.float32)[site]
+    torch.set_num_threads(threads)
+    try:
+        ours = with_gradients(kernels, kind, leaves, noise, backend="native", bfloat16=True)
+    finally:
+        torch.set_num_threads(1)
+    exact = with_gradients(functional, kind, leaves, noise)
+    monkeypatch.setattr(functional, "_recurrent", rounded_recurrent)
+    expected = with_gradients(functional, kind, leaves, noise)
+    # A sum in another order may fall on the other side of a rounding.
+    errors = [relative(*pair) for pair in zip(ours, expected, strict=True)]
+    assert max(errors) < 0.5 * max(relative(*pair) for pair in zip(exact, expected, strict=True))
 
 
 def test_few_inputs_far_from_zero():
@@ -428,13 +453,18 @@ def test_zoneout_trains_and_evaluates(kind):
 
 @layers
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
-def test_under_autocast_it_runs_in_its_weights_dtype(kind, given):
-    layer = layer_of(kind).float()
-    inputs = draw().to(given)
-    expected = layer(inputs.float())
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+def test_under_autocast_it_runs_in_its_weights_dtype(kind, given, backend):
+    """And rounds, where the processor multiplies such numbers, what R multiplies."""
+    layer = layer_of(kind, backend=backend).float()
+    inputs = draw(batch=64).to(given)
+    expected, _ = layer(inputs.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        results = layer(inputs)
-    torch.testing.assert_close(results, expected, rtol=0, atol=0)
+        outputs, state = layer(inputs)
+    assert outputs.dtype == state[0].dtype == state[1].dtype == torch.float32
+    rounds = backend == "auto" and native.multiplies_bfloat16()
+    assert torch.equal(outputs, expected) == (not rounds)
+    assert relative(outputs, expected) < (0.1 if rounds else 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -527,7 +527,9 @@ class LayerNormLSTM(_NormalisedLSTM):
 
     def _lstm(self, inputs: Tensor, state: LSTMState, weights: Weights, noise: Noise, call: Call) -> LSTMRun:
         gains = self.gains(call.layer, call.direction)
-        return kernels.layer_norm_lstm(inputs, state, weights, gains, noise, self.eps, backend=self.backend)
+        return kernels.layer_norm_lstm(
+            inputs, state, weights, gains, noise, self.eps, bfloat16=call.bfloat16, backend=self.backend
+        )
 
 
 class BatchNormLSTM(_NormalisedLSTM):
@@ -666,7 +668,7 @@ class BatchNormLSTM(_NormalisedLSTM):
         gains, suffix = self.gains(call.layer, call.direction), _suffix(call.layer, call.direction)
         population = None if self.training else self._population(suffix, call.first_step, len(inputs))
         run, used = kernels.batch_norm_lstm(
-            inputs, state, weights, gains, noise, population, self.eps, backend=self.backend
+            inputs, state, weights, gains, noise, population, self.eps, bfloat16=call.bfloat16, backend=self.backend
         )
         if self.training:
             self._average(suffix, call.first_step, used)

@@ -140,11 +140,13 @@ def batch_norm_lstm(
     population: Moments | None = None,
     eps: float = 1e-5,
     *,
+    bfloat16: bool = False,
     backend: Backend = "auto",
 ) -> tuple[LSTMRun, Moments]:
     """`zoo.functional.batch_norm_lstm` by the fastest path that can run it; `backend` forces one.
 
-    No gradient goes through the moments that come out, nor, but by the reference, into a population. Errors as in `lstm`.
+    No gradient goes through the moments that come out, nor, but by the reference, into a population. `bfloat16`, of the
+    recurrent product alone, and errors as in `lstm`.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     normalised.check_gains(inputs, weights, gains, population)
@@ -154,7 +156,7 @@ def batch_norm_lstm(
         return run, Moments(*(moment.detach() for moment in used))
     bias = _sum(weights.bias_input, weights.bias_hidden)
     compiled = chosen == "native"
-    return normalised.batch_norm_lstm(inputs, state, weights, bias, gains, noise, population, eps, compiled)
+    return normalised.batch_norm_lstm(inputs, state, weights, bias, gains, noise, population, eps, compiled, bfloat16)
 
 
 def layer_norm_lstm(
@@ -165,11 +167,12 @@ def layer_norm_lstm(
     noise: Noise = Noise(),
     eps: float = 1e-5,
     *,
+    bfloat16: bool = False,
     backend: Backend = "auto",
 ) -> LSTMRun:
     """`zoo.functional.layer_norm_lstm` by the fastest path that can run it; `backend` forces one.
 
-    Errors as in `lstm`.
+    `bfloat16`, of the recurrent product alone, and errors as in `lstm`.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     normalised.check_gains(inputs, weights, gains)
@@ -177,7 +180,8 @@ def layer_norm_lstm(
     if chosen == "reference":
         return functional.layer_norm_lstm(inputs, state, weights, gains, noise, eps)
     bias = _sum(weights.bias_input, weights.bias_hidden)
-    return normalised.layer_norm_lstm(inputs, state, weights, bias, gains, noise, eps, compiled=chosen == "native")
+    compiled = chosen == "native"
+    return normalised.layer_norm_lstm(inputs, state, weights, bias, gains, noise, eps, compiled, bfloat16)
 
 
 def _loops(backend: Backend, bfloat16: bool = False) -> Loops:

@@ -32,6 +32,7 @@ def batch_norm_lstm(
     population: Moments | None,
     eps: float,
     compiled: bool,
+    bfloat16: bool,
 ) -> tuple[LSTMRun, Moments]:
     """`zoo.functional.batch_norm_lstm`; no gradient goes through the moments or into a population."""
     norms = [Norm("batch", eps) for _ in range(2)]
@@ -39,9 +40,15 @@ def batch_norm_lstm(
     if population is not None:
         given, *in_loop = zip(population[::2], population[1::2], strict=True)
         norms = [Norm("batch", eps, mean, var) for mean, var in in_loop]
-    project = _projected_of_few if inputs.shape[-1] <= FEW_INPUTS else _projected
-    projected, of_product = project(inputs, weights.input, gains.input, bias, given, eps)
-    run, of_loop = _run(projected, state, weights, gains, noise, norms[0], norms[1], compiled)
+    projected: Tensor | native.Few
+    if inputs.shape[-1] <= FEW_INPUTS:
+        projected, of_product = _few(inputs, weights.input, gains.input, bias, given, eps)
+        if inputs.requires_grad or not compiled:
+            ones = torch.ones_like(inputs[..., :1])
+            projected = torch.cat([projected.inputs, ones], -1) @ projected.weights
+    else:
+        projected, of_product = _projected(inputs, weights.input, gains.input, bias, given, eps)
+    run, of_loop = _run(projected, state, weights, gains, noise, norms[0], norms[1], compiled, bfloat16)
     return run, Moments(*of_product, *of_loop) if population is None else population
 
 
@@ -58,10 +65,10 @@ def _projected(
     return normal.view(batch, time, -1).transpose(0, 1).contiguous(), (mean.view(time, -1), var.view(time, -1))
 
 
-def _projected_of_few(
+def _few(
     inputs: Tensor, weight: Tensor, gain: Tensor, bias: Tensor | None, given: tuple[Tensor, Tensor] | None, eps: float
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`_projected` in one product: the moments of W x follow from those of x, W mean(x) and w' cov(x) w."""
+) -> tuple[native.Few, tuple[Tensor, Tensor]]:
+    """`_projected` as one product: the moments of W x follow from those of x, W mean(x) and w' cov(x) w."""
     shift = torch.zeros_like(gain) if bias is None else bias
     if given is None:
         mean_of_inputs = inputs.mean(1, keepdim=True)
@@ -75,9 +82,8 @@ def _projected_of_few(
         mean, var = given
         scale = gain * (var + eps).rsqrt()
         shift = shift - scale * mean
-    weight = torch.cat([scale.unsqueeze(-1) * weight, shift.unsqueeze(-1)], -1)
-    inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], -1)
-    return inputs @ weight.mT, (mean.detach(), var.detach())
+    weights = torch.cat([scale.unsqueeze(1) * weight.mT, shift.unsqueeze(1)], 1)
+    return native.Few(inputs, weights), (mean.detach(), var.detach())
 
 
 def layer_norm_lstm(
@@ -89,11 +95,12 @@ def layer_norm_lstm(
     noise: Noise,
     eps: float,
     compiled: bool,
+    bfloat16: bool,
 ) -> LSTMRun:
     """`zoo.functional.layer_norm_lstm`."""
     projected = Norm("layer", eps)(linear(inputs, weights.input), gains.input, bias)
     norms = [Norm("layer", eps) for _ in range(2)]
-    return _run(projected, state, weights, gains, noise, norms[0], norms[1], compiled)[0]
+    return _run(projected, state, weights, gains, noise, norms[0], norms[1], compiled, bfloat16)[0]
 
 
 def check_gains(inputs: Tensor, weights: Weights, gains: Gains, population: Moments | None = None) -> None:
@@ -155,7 +162,7 @@ class Norm:
 
 
 def _run(
-    projected: Tensor,
+    projected: Tensor | native.Few,
     state: LSTMState,
     weights: Weights,
     gains: Gains,
@@ -163,14 +170,18 @@ def _run(
     norm_hidden: Norm,
     norm_cell: Norm,
     compiled: bool,
+    bfloat16: bool,
 ) -> tuple[LSTMRun, Sequence[Tensor]]:
     """The run and, by batch, mean and variance of the hidden product and of the cell at every step."""
     _, *gains_in_loop = gains
-    function = CompiledLSTM if compiled else LSTM
-    arguments = projected, *state, weights.hidden, *gains_in_loop, noise, norm_hidden, norm_cell
-    outputs, cells, h, c, *moments = function.apply(*arguments)  # type: ignore[no-untyped-call]
-    if not compiled and norm_hidden.kind == "batch":
-        moments = [*norm_hidden.moments(), *norm_cell.moments()]
+    arguments = *state, weights.hidden, *gains_in_loop, noise, norm_hidden, norm_cell
+    moments: Sequence[Tensor]
+    if compiled:
+        parts = projected if isinstance(projected, native.Few) else (None, projected)
+        outputs, cells, h, c, *moments = CompiledLSTM.apply(*parts, *arguments, bfloat16)  # type: ignore[no-untyped-call]
+    else:
+        outputs, cells, h, c = LSTM.apply(projected, *arguments)  # type: ignore[no-untyped-call]
+        moments = [*norm_hidden.moments(), *norm_cell.moments()] if norm_hidden.kind == "batch" else []
     return LSTMRun(outputs, (h, c), cells), moments
 
 
@@ -255,11 +266,15 @@ class LSTM(torch.autograd.Function):
 
 
 class CompiledLSTM(torch.autograd.Function):
-    """`LSTM` in native code -> outputs, cells, final h, c and, of a batch, mean and variance of R h(t-1) and of c'."""
+    """`LSTM` in native code -> outputs, cells, final h, c and, of a batch, mean and variance of R h(t-1) and of c'.
+
+    `projected` is what `LSTM` takes or, with few inputs, the weights of their product (`native.Few`).
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
+        few_inputs: Tensor | None,
         projected: Tensor,
         h: Tensor,
         c: Tensor,
@@ -270,12 +285,14 @@ class CompiledLSTM(torch.autograd.Function):
         noise: Noise,
         norm_hidden: Norm,
         norm_cell: Norm,
+        bfloat16: bool,
     ) -> tuple[Tensor, ...]:
         gains = gain_hidden, gain_cell, bias_cell
         given = None if norm_hidden.given is None or norm_cell.given is None else (*norm_hidden.given, *norm_cell.given)
-        ctx.kind, ctx.eps, ctx.population = norm_hidden.kind, norm_hidden.eps, given is not None
-        left = native.normalised(projected, h, c, w_hidden, gains, noise, ctx.kind, ctx.eps, given)
-        bptt.keep(ctx, noise, *left, h, c, w_hidden, *gains)
+        few = None if few_inputs is None else native.Few(few_inputs, projected)
+        ctx.kind, ctx.eps, ctx.population, ctx.bfloat16 = norm_hidden.kind, norm_hidden.eps, given is not None, bfloat16
+        left = native.normalised(few or projected, h, c, w_hidden, gains, noise, ctx.kind, ctx.eps, given, bfloat16)
+        bptt.keep(ctx, noise, *left, h, c, w_hidden, *gains, *(few or ()))
         of_batch = ctx.kind == "batch" and given is None
         moments = [moment.clone() for moment in left[5:]] if of_batch else []
         ctx.mark_non_differentiable(*moments)
@@ -284,11 +301,24 @@ class CompiledLSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any, *_: Any) -> tuple[Tensor | None, ...]:
         saved = bptt.take(ctx)
-        left, (h, c, w_hidden, *gains) = native.Normalised(*saved[:9]), saved[9:]
+        left, (h, c, w_hidden), gains, few = native.Normalised(*saved[:9]), saved[9:12], saved[12:15], saved[15:]
         dh, dc = bptt.own(dh, h), bptt.own(dc, c)
-        dgains = native.normalised_backward(
-            left, c, w_hidden, gains, ctx.noise, ctx.kind, ctx.eps, ctx.population, doutputs, dcells, dh, dc
+        dprojected, dw, dgains = native.normalised_backward(
+            left,
+            native.Few(*few) if few else None,
+            h,
+            c,
+            w_hidden,
+            gains,
+            ctx.noise,
+            ctx.kind,
+            ctx.eps,
+            ctx.population,
+            ctx.bfloat16,
+            doutputs,
+            dcells,
+            dh,
+            dc,
+            learns=ctx.needs_input_grad[4],
         )
-        needed = ctx.needs_input_grad[3]
-        dw = hidden_weight_gradient(left.hidden, left.outputs, h, ctx.noise.rec) if needed else None
-        return left.gates, dh, dc, dw, *dgains, None, None, None
+        return None, dprojected, dh, dc, dw, *dgains, None, None, None, None

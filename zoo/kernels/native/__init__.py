@@ -55,13 +55,14 @@ class _Arguments(ctypes.Structure):
             for name in names
         ),
         ("masks", _Mask * len(Noise._fields)),
-        *((name, ctypes.c_int64) for name in ("norm", "population")),
+        *((name, ctypes.c_int64) for name in ("norm", "population", "few")),
         ("eps", ctypes.c_double),
         *(
             (name, ctypes.c_void_p)
             for names in (
-                ("gain_hidden", "gain_cell", "bias_cell", "normal_hidden", "normal_cell"),
-                ("hidden_mean", "hidden_var", "cell_mean", "cell_var", "dgain_hidden", "dgain_cell", "dbias_cell"),
+                ("gain_hidden", "gain_cell", "bias_cell", "few_inputs", "few_weights", "normal_hidden", "normal_cell"),
+                ("hidden_mean", "hidden_var", "cell_mean", "cell_var"),
+                ("dgain_hidden", "dgain_cell", "dbias_cell", "dfew_weights"),
             )
             for name in names
         ),
@@ -76,7 +77,7 @@ class Loops(loops.Loops):
 
     def __init__(self, bfloat16: bool = False) -> None:
         super().__init__(pointwise)
-        self._bfloat16 = bfloat16 and multiplies_bfloat16()
+        self._bfloat16 = bfloat16
 
     def lstm(
         self,
@@ -136,6 +137,15 @@ class Loops(loops.Loops):
         return made[0], made[1], made[2], made[3]
 
 
+class Few(NamedTuple):
+    """The inputs' part of the gates where the inputs are few: [x, 1] W(t), taken within the step."""
+
+    inputs: Tensor
+    """(T, B, I)"""
+    weights: Tensor
+    """(T, I + 1, 4 H)"""
+
+
 class Normalised(NamedTuple):
     """What the normalised LSTM's forward pass leaves for the backward pass."""
 
@@ -161,7 +171,7 @@ _GAINS = ("gain_hidden", "gain_cell", "bias_cell")
 
 
 def normalised(
-    projected: Tensor,
+    projected: Tensor | Few,
     h: Tensor,
     c: Tensor,
     w_hidden: Tensor,
@@ -170,29 +180,39 @@ def normalised(
     kind: Kind,
     eps: float,
     population: Sequence[Tensor] | None,
+    bfloat16: bool,
 ) -> Normalised:
     """`zoo.kernels.normalised.LSTM` forward; `projected` (T, B, 4 H) becomes the gates.
 
     `gains` are those of the hidden product and of the cell, and the cell's shift; `population` the means and variances of
     both, to be taken in place of the batch's.
     """
-    time, batch, width = projected.shape
     hidden_size = h.shape[-1]
-    made = [projected.new_empty(time, batch, size) for size in (hidden_size, hidden_size, width, hidden_size)]
+    if isinstance(projected, Few):
+        few, gates = projected, h.new_empty(*projected.inputs.shape[:2], 4 * hidden_size)
+    else:
+        few, gates = None, projected
+    time, batch, width = gates.shape
+    made = [gates.new_empty(time, batch, size) for size in (hidden_size, hidden_size, width, hidden_size)]
     if population is not None:
         moments = [moment.contiguous() for moment in population]
     else:
         sizes = (width, width, hidden_size, hidden_size) if kind == "batch" else 4 * (batch,)
-        moments = [projected.new_empty(time, size) for size in sizes]
-    left = Normalised(projected, *made, *moments)
+        moments = [gates.new_empty(time, size) for size in sizes]
+    left = Normalised(gates, *made, *moments)
     given: dict[str, Tensor | None] = {**dict(zip(_GAINS, gains, strict=True)), "h": h, "c": c, "w_hidden": w_hidden}
-    numbers = {"norm": _NORMS[kind], "population": population is not None, "eps": eps}
-    _call("normalised_forward", projected, projected, given, _buffers(left), noise, numbers)
+    numbers = {"norm": _NORMS[kind], "population": population is not None, "eps": eps, "width": 0}
+    if few:
+        given |= {"few_inputs": few.inputs, "few_weights": few.weights}
+        numbers["few"] = few.inputs.shape[-1]
+    _call("normalised_forward", gates, gates, given, _buffers(left), noise, numbers, bfloat16)
     return left
 
 
 def normalised_backward(
     left: Normalised,
+    few: Few | None,
+    h: Tensor,
     c: Tensor,
     w_hidden: Tensor,
     gains: Sequence[Tensor],
@@ -200,19 +220,29 @@ def normalised_backward(
     kind: Kind,
     eps: float,
     population: bool,
+    bfloat16: bool,
     doutputs: Tensor | None,
     dcells: Tensor | None,
     dh: Tensor,
     dc: Tensor,
-) -> list[Tensor]:
-    """The gradients of `gains`; those of `projected` and of R h(t-1) are left in `left.gates` and `left.hidden`."""
-    given: dict[str, Tensor | None] = {**dict(zip(_GAINS, gains, strict=True)), "c": c, "w_hidden": w_hidden}
+    learns: bool,
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The gradients of the inputs' part, `left.gates` or of the weights of `few`, of R if it `learns`, and of `gains`."""
+    given: dict[str, Tensor | None] = {**dict(zip(_GAINS, gains, strict=True)), "h": h, "c": c, "w_hidden": w_hidden}
     given |= {"doutputs": doutputs, "dcells": dcells}
     made = [torch.empty_like(gain, memory_format=torch.contiguous_format) for gain in gains]
-    written = {"dh": dh, "dc": dc, **{f"d{name}": gain for name, gain in zip(_GAINS, made, strict=True)}}
-    numbers = {"norm": _NORMS[kind], "population": population, "eps": eps}
-    _call("normalised_backward", left.gates, left.gates, given, _buffers(left) | written, noise, numbers)
-    return made
+    written: dict[str, Tensor | None] = {f"d{name}": gain for name, gain in zip(_GAINS, made, strict=True)}
+    dw = w_hidden.new_empty(w_hidden.shape) if learns else None
+    written |= {"dh": dh, "dc": dc, "dw_hidden": dw}
+    numbers = {"norm": _NORMS[kind], "population": population, "eps": eps, "width": 0}
+    dprojected = left.gates
+    if few:
+        dprojected = torch.zeros_like(few.weights, memory_format=torch.contiguous_format)
+        given |= {"few_inputs": few.inputs, "few_weights": few.weights}
+        written["dfew_weights"] = dprojected
+        numbers["few"] = few.inputs.shape[-1]
+    _call("normalised_backward", left.gates, left.gates, given, _buffers(left) | written, noise, numbers, bfloat16)
+    return dprojected, dw, made
 
 
 def _buffers(left: Normalised) -> dict[str, Tensor]:
@@ -280,7 +310,8 @@ def _call(
         if mask.ndim == 3:
             steps.insert(1, 0)
         arguments.masks[site] = _Mask(mask.data_ptr(), 2 if mask.dtype == torch.bool else 1, *steps)
-    kind = "bfloat16" if bfloat16 and inputs.dtype == torch.float32 else str(inputs.dtype).removeprefix("torch.")
+    rounded = bfloat16 and inputs.dtype == torch.float32 and multiplies_bfloat16()
+    kind = "bfloat16" if rounded else str(inputs.dtype).removeprefix("torch.")
     if not getattr(_library(), f"{name}_{kind}")(ctypes.byref(arguments)):
         raise MemoryError(
             f"no memory for the workspace of a recurrent layer, inputs {tuple(inputs.shape)}; take a smaller batch"

@@ -23,13 +23,14 @@ struct Arguments {
     const void *doutputs, *dcells;
     void *dh, *dc, *dinputs, *dw_input, *dw_hidden, *dbias;
     Mask masks[SITES];
-    // Of the normalised LSTM, whose gates come in holding the inputs' part:
-    int64_t norm, population;  // a Norm; whether the moments are given
+    // Of the normalised LSTM, whose gates come in holding the inputs' part, its width 0:
+    int64_t norm, population, few;  // a Norm; whether the moments are given; inputs that come in themselves
     double eps;
     const void *gain_hidden, *gain_cell, *bias_cell;
-    void *normal_hidden, *normal_cell;                      // R h becomes a gradient on the way back
+    const void *few_inputs, *few_weights;                   // (T, B, few); of each step, and the shift: (T, few + 1, 4 H)
+    void *normal_hidden, *normal_cell;
     void *hidden_mean, *hidden_var, *cell_mean, *cell_var;  // by layer no mean, and the reciprocal deviation for var
-    void *dgain_hidden, *dgain_cell, *dbias_cell;
+    void *dgain_hidden, *dgain_cell, *dbias_cell, *dfew_weights;
 };
 
 template <typename T>

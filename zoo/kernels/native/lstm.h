@@ -88,7 +88,7 @@ struct Lstm {
         barrier.check();
     }
 
-    int64_t chunk_steps(const Part& p) const { return std::max<int64_t>(1, CHUNK / p.count()); }
+    int64_t chunk_steps(const Part& p) const { return std::max<int64_t>(1, CHUNK / std::max<int64_t>(1, p.count())); }
 
     // ------------------------------------------------ forward
 
@@ -125,39 +125,59 @@ struct Lstm {
             }
     }
 
+    // A step on the way forward: what R is multiplied by, and the states before and after.
+    struct Forward {
+        int64_t t;
+        const F *from, *panels;  // rec * h(t-1) of the thread's rows, and R
+        const T *h, *c;
+        T *h_out, *c_out;
+        F* masked;  // where `mask_hidden` puts what the next step multiplies
+    };
+
     void forward() {
-        const int64_t kept = has(REC) || ROUNDED ? copies() : 0;  // of h as a factor, where it is not h itself
-        const Buffer<F> w_panels(narrow() ? 0 : blocks * x_row * GATES * N), r_panels(blocks * h_row * GATES * N);
+        const Buffer<F> w_panels(narrow() ? 0 : blocks * x_row * GATES * N);
         const Buffer<T> narrow_panels(narrow() ? blocks * width * GATES * N : 0);
         const Buffer<F> rounded(ROUNDED && !narrow() ? x.time * batch * x_row : 0);
         const F* const inputs = ROUNDED ? rounded.get() : (const F*)x.inputs;
-        const Buffer<F> masked(2 * kept * batch * h_row);  // rec * h, of this step and of the next
+        forward([&](const Part& p) {
+            for (int64_t u = p.thread; u < blocks; u += p.threads) {
+                if (narrow()) pack_gates((const T*)x.w_input, width, narrow_panels.get(), u);
+                else pack_gates((const T*)x.w_input, width, w_panels.get(), u);
+            }
+            if (rounded.get()) round_rows((const T*)x.inputs, width, rounded.get(), share(x.time * batch, p.threads, p.thread));
+            return [&, p, inputs, scratch = Buffer<T>(p.count() * GATES * N)](const Forward& now) {
+                const int64_t t = now.t;
+                if (!narrow() && t % chunk_steps(p) == 0) project(t, std::min(t + chunk_steps(p), x.time), p, inputs, w_panels.get());
+                for (int64_t u = p.units.first; u < p.units.last; u++) {
+                    from_state(p, now.from, now.panels, u, scratch.get(), GATES * N);
+                    for (int64_t b = p.rows.first; b < p.rows.last; b++)
+                        step(t, b, u, scratch.get() + (b - p.rows.first) * GATES * N,
+                             narrow() ? narrow_panels.get() + u * width * GATES * N : nullptr, now.h, now.c, now.h_out, now.c_out);
+                    if (t + 1 < x.time) mask_hidden(now.h_out, now.masked, t + 1, p.rows, u);
+                }
+            };
+        });
+    }
+
+    // The steps one after the other; `prepare` gives each thread what takes one for its part.
+    template <typename Prepare>
+    void forward(Prepare prepare) {
+        const int64_t kept = has(REC) || ROUNDED ? copies() : 0;  // of h as a factor, where it is not h itself
+        const Buffer<F> panels(blocks * h_row * GATES * N), masked(2 * kept * batch * h_row);  // of this step and of the next
         const int64_t state = batch * hidden * sizeof(T);
         in_large_pages(gates, x.time * GATES * state);
         in_large_pages(outputs, x.time * state);
         in_large_pages(cells, (x.keep ? x.time : 1) * state);
         in_parallel([&](Part p) {
-            for (int64_t u = p.thread; u < blocks; u += p.threads) {
-                if (narrow()) pack_gates((const T*)x.w_input, width, narrow_panels.get(), u);
-                else pack_gates((const T*)x.w_input, width, w_panels.get(), u);
-                pack_gates((const T*)x.w_hidden, hidden, r_panels.get(), u);
-            }
-            if (rounded.get()) round_rows((const T*)x.inputs, width, rounded.get(), share(x.time * batch, p.threads, p.thread));
-            const Buffer<T> scratch(p.count() * GATES * N);
+            for (int64_t u = p.thread; u < blocks; u += p.threads) pack_gates((const T*)x.w_hidden, hidden, panels.get(), u);
+            const auto take = prepare(p);
             const T *h = (const T*)x.h, *c = (const T*)x.c;
             for (int64_t u = p.units.first; u < p.units.last; u++) mask_hidden(h, masked.get(), 0, p.rows, u);
             barrier.wait(p.threads);
             for (int64_t t = 0; t < x.time; t++) {
-                if (!narrow() && t % chunk_steps(p) == 0) project(t, std::min(t + chunk_steps(p), x.time), p, inputs, w_panels.get());
                 T *const h_out = outputs + t * batch * hidden, *const c_out = cells + (x.keep ? t * batch * hidden : 0);
                 const F* from = (kept ? masked.get() + (t % 2) * kept * batch * h_row : (const F*)h) + p.rows.first * h_row;
-                for (int64_t u = p.units.first; u < p.units.last; u++) {
-                    from_state(p, from, r_panels.get(), u, scratch.get(), GATES * N);
-                    for (int64_t b = p.rows.first; b < p.rows.last; b++)
-                        step(t, b, u, scratch.get() + (b - p.rows.first) * GATES * N,
-                             narrow() ? narrow_panels.get() + u * width * GATES * N : nullptr, h, c, h_out, c_out);
-                    if (t + 1 < x.time) mask_hidden(h_out, masked.get(), t + 1, p.rows, u);
-                }
+                take(Forward{t, from, panels.get(), h, c, h_out, c_out, masked.get()});
                 h = h_out;
                 c = c_out;
                 if (!split_batch) barrier.wait(p.threads);
@@ -262,6 +282,18 @@ struct Lstm {
     };
 
     void backward() {
+        backward([this](const Part& p) {
+            return [this, p](int64_t t, F* dgates) {
+                for (int64_t b = p.rows.first; b < p.rows.last; b++)
+                    for (int64_t u = p.units.first; u < p.units.last; u++)
+                        step_backward(t, b, u, dgates + (b - p.rows.first) * GATES * h_row);
+            };
+        });
+    }
+
+    // The steps in turn back; `prepare` gives each thread what writes, for its part of a step, the gradients of what R gave.
+    template <typename Prepare>
+    void backward(Prepare prepare) {
         const int64_t deep = GATES * hidden, x_blocks = vectors(width), joint = width + hidden + 1;
         if (x.dinputs) in_large_pages(x.dinputs, x.time * batch * width * sizeof(T));
         if (x.dw_input) in_large_pages(x.dw_input, deep * width * sizeof(T));
@@ -284,6 +316,7 @@ struct Lstm {
             const int64_t steps = chunk_steps(p), tiles = (own_units(p) + MAX_ROWS - 1) / MAX_ROWS;
             const int64_t capacity = learns ? std::max(GATHER, steps * p.count()) : 0;
             const Buffer<F> mine(split_batch ? steps * p.count() * GATES * h_row : 0);
+            const auto take = prepare(p);
             const Buffer<T> scratch(p.count() * WIDTH * N);
             const Buffer<F> left(GATES * tiles * MAX_ROWS * elements<F>(capacity));
             const Buffer<F> right(PANELS * elements<F>(capacity) * WIDTH * N);
@@ -296,9 +329,7 @@ struct Lstm {
                 if (!split_batch || last == x.time) barrier.wait(p.threads);
                 for (int64_t t = last - 1; t >= first; t--) {
                     F* const now = dgates + (t - first) * p.count() * GATES * h_row;
-                    for (int64_t b = p.rows.first; b < p.rows.last; b++)
-                        for (int64_t u = p.units.first; u < p.units.last; u++)
-                            step_backward(t, b, u, now + (b - p.rows.first) * GATES * h_row);
+                    take(t, now);
                     if (!split_batch) barrier.wait(p.threads);
                     to_state(t, p, now, r_panels.get(), scratch.get());
                 }
@@ -308,6 +339,7 @@ struct Lstm {
             }
             weight_gradients(p, gathered, parts.get());
             if (!split_batch) return;
+            if (gathered.fresh && learns) memset(parts.get() + p.thread * deep * joint, 0, deep * joint * sizeof(T));  // it had no rows
             barrier.wait(p.threads);
             const Range own = share(deep, p.threads, p.thread);
             const auto add_up = [&](void* to, int64_t from, int64_t columns) {

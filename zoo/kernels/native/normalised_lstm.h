@@ -14,12 +14,12 @@ inline V square_root(V x) {
 
 // Batch normalisation wants all rows of a unit in one thread, layer normalisation all units of a row: the threads share
 // the units in the one, the rows in the other, and a set of numbers that is normalised together is called a group.
-template <typename T>
-struct NormalisedLstm : Lstm<T> {
-    using Base = Lstm<T>;
-    using typename Base::Part;
-    using Base::barrier, Base::batch, Base::blocks, Base::cells, Base::gates, Base::has, Base::hidden,
-        Base::lanes, Base::mask, Base::N, Base::outputs, Base::split_batch, Base::x;
+template <typename T, typename F = T>
+struct NormalisedLstm : Lstm<T, F> {
+    using Base = Lstm<T, F>;
+    using typename Base::Forward, typename Base::Part;
+    using Base::batch, Base::cells, Base::gates, Base::h_row, Base::has, Base::hidden, Base::lanes, Base::mask, Base::N,
+        Base::x;
     const bool by_batch;
 
     explicit NormalisedLstm(const Arguments& x) : Base(x, x.norm == LAYER), by_batch(x.norm == BATCH) {}
@@ -145,36 +145,27 @@ struct NormalisedLstm : Lstm<T> {
     }
 
     void forward() {
-        const int64_t masks = has(REC) ? Base::copies() : 0, state = batch * hidden * sizeof(T);
-        const Buffer<T> panels(blocks * hidden * GATES * N), masked(2 * masks * batch * hidden);
-        for (void* made : {x.normal_hidden, x.gates}) in_large_pages(made, x.time * GATES * state);
-        for (void* made : {x.outputs, x.cells, x.normal_cell}) in_large_pages(made, x.time * state);
-        Base::in_parallel([&](Part p) {
-            for (int64_t u = p.thread; u < blocks; u += p.threads)
-                Base::pack_gates((const T*)x.w_hidden, hidden, panels.get(), u);
-            const int64_t own = p.units.last - p.units.first, first = p.units.first;
-            const Buffer<T> sums(p.count() * own * GATES * N), fresh(p.count() * own * N);
-            const Grid recurrent{sums.get(), own * GATES * N, GATES}, cell{fresh.get(), own * N, 1};
-            const T *h = (const T*)x.h, *c = (const T*)x.c;
-            for (int64_t u = first; u < p.units.last; u++) Base::mask_hidden(h, masked.get(), 0, p.rows, u);
-            barrier.wait(p.threads);
-            for (int64_t t = 0; t < x.time; t++) {
-                T *const h_out = outputs + t * batch * hidden, *const c_out = cells + t * batch * hidden;
-                const T* from = (masks ? masked.get() + (t % 2) * masks * batch * hidden : h) + p.rows.first * hidden;
+        const int64_t state = batch * hidden * sizeof(T);
+        in_large_pages(x.normal_hidden, x.time * GATES * state);
+        in_large_pages(x.normal_cell, x.time * state);
+        Base::forward([this](const Part& p) {
+            const int64_t own = p.units.last - p.units.first;
+            return [this, p, own, sums = Buffer<T>(p.count() * own * GATES * N),
+                    fresh = Buffer<T>(p.count() * own * N)](const Forward& now) {
+                const Grid recurrent{sums.get(), own * GATES * N, GATES}, cell{fresh.get(), own * N, 1};
+                const int64_t t = now.t, first = p.units.first;
                 for (int64_t u = 0; u < own; u++)
-                    Base::from_state(p, from, panels.get(), first + u, recurrent.at(0, u, 0), recurrent.row_step);
+                    Base::from_state(p, now.from, now.panels, first + u, recurrent.at(0, u, 0), recurrent.row_step);
                 normalise(p, recurrent, of_step(x.hidden_mean, t, GATES), of_step(x.hidden_var, t, GATES));
                 for (int64_t b = 0; b < p.count(); b++)
-                    for (int64_t u = 0; u < own; u++) open(t, p.rows.first + b, first + u, recurrent.at(b, u, 0), c, c_out, cell.at(b, u, 0));
+                    for (int64_t u = 0; u < own; u++)
+                        open(t, p.rows.first + b, first + u, recurrent.at(b, u, 0), now.c, now.c_out, cell.at(b, u, 0));
                 normalise(p, cell, of_step(x.cell_mean, t, 1), of_step(x.cell_var, t, 1));
                 for (int64_t b = 0; b < p.count(); b++)
-                    for (int64_t u = 0; u < own; u++) show(t, p.rows.first + b, first + u, cell.at(b, u, 0), h, h_out);
+                    for (int64_t u = 0; u < own; u++) show(t, p.rows.first + b, first + u, cell.at(b, u, 0), now.h, now.h_out);
                 for (int64_t u = first; t + 1 < x.time && u < p.units.last; u++)
-                    Base::mask_hidden(h_out, masked.get(), t + 1, p.rows, u);
-                h = h_out;
-                c = c_out;
-                if (!split_batch) barrier.wait(p.threads);
-            }
+                    Base::mask_hidden(now.h_out, now.masked, t + 1, p.rows, u);
+            };
         });
     }
 
@@ -186,7 +177,7 @@ struct NormalisedLstm : Lstm<T> {
         for (int k = 0; k < GATES; k++) {
             const Vec<T> value = load(normal + k * N, N);
             store((T*)x.normal_hidden + wide + k * hidden, value, n);
-            gate[k] = load(gates + wide + k * hidden, n) + load((const T*)x.gain_hidden + k * hidden + block * N, n) * value;
+            gate[k] = projected(t, b, block, k) + load((const T*)x.gain_hidden + k * hidden + block * N, n) * value;
             gate[k] = k == 2 ? hyperbolic_tangent(gate[k]) : sigmoid(gate[k]);
             store(gates + wide + k * hidden, gate[k], n);
         }
@@ -196,6 +187,28 @@ struct NormalisedLstm : Lstm<T> {
         store(fresh, c_new, n);
         if (has(CKEEP)) c_new = c_old + mask(CKEEP, t, b, block) * (c_new - c_old);
         store(c_out + at, c_new, n);
+    }
+
+    // The inputs' part of a gate: as it came in or, of few inputs, from the step's weights, the last row of which is the shift.
+    inline Vec<T> projected(int64_t t, int64_t b, int64_t block, int k) const {
+        const int n = lanes(block);
+        const int64_t row = t * batch + b, deep = GATES * hidden, column = k * hidden + block * N;
+        if (!x.few_weights) return load(gates + row * deep + column, n);
+        const T* weights = (const T*)x.few_weights + t * (x.few + 1) * deep + column;
+        Vec<T> value = load(weights + x.few * deep, n);
+        for (int64_t i = 0; i < x.few; i++) value += ((const T*)x.few_inputs)[row * x.few + i] * load(weights + i * deep, n);
+        return value;
+    }
+
+    // The gradient of `projected`, in the gate's place or added to those of the step's weights.
+    inline void add_projected(int64_t t, int64_t b, int64_t block, int k, Vec<T> dgate) const {
+        const int n = lanes(block);
+        const int64_t row = t * batch + b, deep = GATES * hidden, column = k * hidden + block * N;
+        if (!x.few_weights) return store(gates + row * deep + column, dgate, n);
+        T* sums = (T*)x.dfew_weights + t * (x.few + 1) * deep + column;
+        for (int64_t i = 0; i < x.few; i++, sums += deep)
+            store(sums, load(sums, n) + ((const T*)x.few_inputs)[row * x.few + i] * dgate, n);
+        store(sums, load(sums, n) + dgate, n);
     }
 
     // Writes the hidden state of some units of one row from the normalised new cell.
@@ -221,59 +234,51 @@ struct NormalisedLstm : Lstm<T> {
 
     void backward() {
         const int64_t deep = GATES * hidden, parameters = deep + 2 * hidden;
-        const Buffer<T> panels(blocks * N * deep), parts(x.threads * parameters);
-        Base::in_parallel([&](Part p) {
-            int64_t turn = 0;
-            for_panels<T>(p.units, hidden, [&](int64_t first, int wide, int) {
-                if (!split_batch || turn++ % p.threads == p.thread)
-                    Base::pack_columns((const T*)x.w_hidden, hidden, first, wide, panels.get() + first * deep);
-            });
-            T* const mine = parts.get() + p.thread * parameters;  // gradients of gain_hidden, gain_cell, bias_cell
-            memset(mine, 0, parameters * sizeof(T));
-            const int64_t own = p.units.last - p.units.first, first = p.units.first;
-            const Buffer<T> wide_grid(p.count() * own * GATES * N), narrow_grid(p.count() * own * N);
-            const Buffer<T> scratch(p.count() * WIDTH * N);
-            const Grid recurrent{wide_grid.get(), own * GATES * N, GATES}, cell{narrow_grid.get(), own * N, 1};
-            barrier.wait(p.threads);
-            for (int64_t t = x.time - 1; t >= 0; t--) {
+        const Buffer<T> parts(x.threads * parameters);  // the threads' gradients of gain_hidden, gain_cell, bias_cell
+        memset(parts.get(), 0, x.threads * parameters * sizeof(T));
+        Base::backward([&](const Part& p) {
+            const int64_t own = p.units.last - p.units.first;
+            T* const mine = parts.get() + p.thread * parameters;
+            return [this, p, own, deep, mine, wide_grid = Buffer<T>(p.count() * own * GATES * N),
+                    narrow_grid = Buffer<T>(p.count() * own * N)](int64_t t, F* dgates) {
+                const Grid recurrent{wide_grid.get(), own * GATES * N, GATES}, cell{narrow_grid.get(), own * N, 1};
+                const int64_t first = p.units.first;
                 const auto row = [&](int64_t b) { return t * batch + p.rows.first + b; };
                 for (int64_t b = 0; b < p.count(); b++)
-                    for (int64_t u = 0; u < own; u++) hide(t, p.rows.first + b, first + u, cell.at(b, u, 0), mine + deep);
+                    for (int64_t u = 0; u < own; u++)
+                        hide(t, p.rows.first + b, first + u, cell.at(b, u, 0), recurrent.at(b, u, 3), mine + deep);
                 normalise_backward(p, cell, of_step(x.cell_var, t, 1), [&](int64_t b, int64_t u, int64_t) {
                     return load((const T*)x.normal_cell + row(b) * hidden + (first + u) * N, lanes(first + u));
                 });
                 for (int64_t b = 0; b < p.count(); b++)
                     for (int64_t u = 0; u < own; u++)
                         close(t, p.rows.first + b, first + u, cell.at(b, u, 0), recurrent.at(b, u, 0), mine);
-                const auto normal = [&](int64_t b, int64_t u, int64_t k) {
-                    return (T*)x.normal_hidden + row(b) * deep + k * hidden + (first + u) * N;
-                };
                 normalise_backward(p, recurrent, of_step(x.hidden_var, t, GATES), [&](int64_t b, int64_t u, int64_t k) {
-                    return load(normal(b, u, k), lanes(first + u));
+                    return load((const T*)x.normal_hidden + row(b) * deep + k * hidden + (first + u) * N, lanes(first + u));
                 });
                 for (int64_t b = 0; b < p.count(); b++)
                     for (int64_t u = 0; u < own; u++)
-                        for (int64_t k = 0; k < GATES; k++)
-                            store(normal(b, u, k), load(recurrent.at(b, u, k), N), lanes(first + u));
-                if (!split_batch) barrier.wait(p.threads);
-                Base::to_state(t, p, (const T*)x.normal_hidden + row(0) * deep, panels.get(), scratch.get());
-            }
-            barrier.wait(p.threads);
-            const Range share_of = share(parameters, p.threads, p.thread);
-            for (int64_t n = share_of.first; n < share_of.last; n++) {
-                T sum = 0;
-                for (int thread = 0; thread < p.threads; thread++) sum += parts[thread * parameters + n];
-                T* to = (T*)(n < deep ? x.dgain_hidden : n < deep + hidden ? x.dgain_cell : x.dbias_cell);
-                to[n < deep ? n : (n - deep) % hidden] = sum;
-            }
+                        for (int64_t k = 0; k < GATES; k++) {
+                            const int n = lanes(first + u);
+                            F* const to = dgates + (b * GATES + k) * h_row + (first + u) * N / Base::DEEP;
+                            store_factor(to, load(recurrent.at(b, u, k), n), n);
+                        }
+            };
         });
+        for (int64_t n = 0; n < parameters; n++) {
+            T sum = 0;
+            for (int64_t thread = 0; thread < x.threads; thread++) sum += parts[thread * parameters + n];
+            T* to = (T*)(n < deep ? x.dgain_hidden : n < deep + hidden ? x.dgain_cell : x.dbias_cell);
+            to[n < deep ? n : (n - deep) % hidden] = sum;
+        }
     }
 
-    // From dh to the gradients of the output gate, over the gate, and of the normalised cell; sums those of its gain and bias.
-    inline void hide(int64_t t, int64_t b, int64_t block, T* dnormal, T* sums) const {
+    // From dh to the gradients of the output gate and of the normalised cell; sums those of its gain and bias.
+    inline void hide(int64_t t, int64_t b, int64_t block, T* dnormal, T* dgate, T* sums) const {
         const int n = lanes(block);
         const int64_t at = b * hidden + block * N, now = t * batch * hidden + at;
-        T *const dh = (T*)x.dh + at, *const gate = gates + (t * batch + b) * GATES * hidden + 3 * hidden + block * N;
+        T* const dh = (T*)x.dh + at;
+        const T* const gate = gates + (t * batch + b) * GATES * hidden + 3 * hidden + block * N;
         Vec<T> dnew_h = load(dh, n), dold_h{};
         if (x.doutputs) dnew_h += load((const T*)x.doutputs + now, n);
         if (has(OUT)) dnew_h *= mask(OUT, t, b, block);
@@ -284,7 +289,7 @@ struct NormalisedLstm : Lstm<T> {
         }
         const Vec<T> normal = load((const T*)x.normal_cell + now, n), o = load(gate, n), tanh = squashed(block, normal);
         store(dh, dold_h, n);
-        store(gate, dnew_h * tanh * o * (1 - o), n);
+        store(dgate, dnew_h * tanh * o * (1 - o), N);
         const Vec<T> shown = dnew_h * o * (1 - tanh * tanh);
         T *const gain = sums + block * N, *const bias = gain + hidden;
         store(gain, load(gain, n) + shown * normal, n);
@@ -293,12 +298,14 @@ struct NormalisedLstm : Lstm<T> {
         store(dnormal, shown * load((const T*)x.gain_cell + block * N, n), n);
     }
 
-    // From the gradient of the new cell's way into the output to those of the gates, in their place, and, scaled, of R h.
+    // From the gradient of the new cell's way into the output to those of the inputs' part and of the normalised R h, where
+    // the output gate's stands.
     inline void close(int64_t t, int64_t b, int64_t block, const T* dshown, T* dnormal, T* sums) const {
         const int n = lanes(block);
         const int64_t at = b * hidden + block * N, now = t * batch * hidden + at;
         const int64_t wide = (t * batch + b) * GATES * hidden + block * N;
-        T *const gate = gates + wide, *const dc = (T*)x.dc + at;
+        const T* const gate = gates + wide;
+        T* const dc = (T*)x.dc + at;
         const Vec<T> i = load(gate, n), f = load(gate + hidden, n), g = load(gate + 2 * hidden, n);
         const Vec<T> c = load(t ? cells + now - batch * hidden : (const T*)x.c + at, n);
         Vec<T> dnew_c = load(dc, n), dold_c{};
@@ -313,14 +320,13 @@ struct NormalisedLstm : Lstm<T> {
         Vec<T> dupdate = dnew_c;
         if (has(UPD)) dupdate *= mask(UPD, t, b, block);
         store(dc, dold_c + dnew_c * f, n);
-        store(gate, dupdate * g * i * (1 - i), n);
-        store(gate + hidden, dnew_c * c * f * (1 - f), n);
-        store(gate + 2 * hidden, dupdate * i * (1 - g * g), n);
+        const Vec<T> dgates[GATES] = {dupdate * g * i * (1 - i), dnew_c * c * f * (1 - f), dupdate * i * (1 - g * g),
+                                      load(dnormal + 3 * N, N)};
         for (int k = 0; k < GATES; k++) {
-            const Vec<T> dgate = load(gate + k * hidden, n);
             T* const sum = sums + k * hidden + block * N;
-            store(sum, load(sum, n) + dgate * load((const T*)x.normal_hidden + wide + k * hidden, n), n);
-            store(dnormal + k * N, dgate * load((const T*)x.gain_hidden + k * hidden + block * N, n), N);
+            store(sum, load(sum, n) + dgates[k] * load((const T*)x.normal_hidden + wide + k * hidden, n), n);
+            store(dnormal + k * N, dgates[k] * load((const T*)x.gain_hidden + k * hidden + block * N, n), N);
+            add_projected(t, b, block, k, dgates[k]);
         }
     }
 };
