@@ -24,6 +24,7 @@ constexpr int64_t CHUNK = 256;   // rows, steps times batch, whose products with
 constexpr int64_t GATHER = 768;  // rows that one product of the weights' gradients sums over
 constexpr int64_t PANELS = 3;    // panels of the other factor that such a product takes at a time: they fill half of L2
 constexpr int64_t NARROW = 4;    // inputs of no more columns are multiplied within the step
+constexpr int64_t AHEAD = 3;     // rows whose gates are fetched ahead of their turn: they have left the caches since
 
 template <typename T, typename F = T>
 struct Lstm {
@@ -547,6 +548,7 @@ struct Lstm {
         const int n = lanes(block);
         const int64_t at = b * hidden + block * N, now = t * batch * hidden + at;
         const T* gate = gates + (t * batch + b) * GATES * hidden + block * N;
+        for (int64_t k = 0; k < GATES; k++) __builtin_prefetch(gate + (AHEAD * GATES + k) * hidden);
         F* const dgate = dgates + block * N / DEEP;
         T *const dh = (T*)x.dh + at, *const dc = (T*)x.dc + at;
         const Vec<T> i = load(gate, n), f = load(gate + hidden, n), g = load(gate + 2 * hidden, n);

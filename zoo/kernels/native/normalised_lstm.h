@@ -279,6 +279,7 @@ struct NormalisedLstm : Lstm<T, F> {
         const int64_t at = b * hidden + block * N, now = t * batch * hidden + at;
         T* const dh = (T*)x.dh + at;
         const T* const gate = gates + (t * batch + b) * GATES * hidden + 3 * hidden + block * N;
+        __builtin_prefetch(gate + AHEAD * GATES * hidden);
         Vec<T> dnew_h = load(dh, n), dold_h{};
         if (x.doutputs) dnew_h += load((const T*)x.doutputs + now, n);
         if (has(OUT)) dnew_h *= mask(OUT, t, b, block);
@@ -304,7 +305,11 @@ struct NormalisedLstm : Lstm<T, F> {
         const int n = lanes(block);
         const int64_t at = b * hidden + block * N, now = t * batch * hidden + at;
         const int64_t wide = (t * batch + b) * GATES * hidden + block * N;
-        const T* const gate = gates + wide;
+        const T *const gate = gates + wide, *const normal = (const T*)x.normal_hidden + wide;
+        for (int64_t k = 0; k < GATES; k++) {
+            __builtin_prefetch(gate + (AHEAD * GATES + k) * hidden);
+            __builtin_prefetch(normal + (AHEAD * GATES + k) * hidden);
+        }
         T* const dc = (T*)x.dc + at;
         const Vec<T> i = load(gate, n), f = load(gate + hidden, n), g = load(gate + 2 * hidden, n);
         const Vec<T> c = load(t ? cells + now - batch * hidden : (const T*)x.c + at, n);
@@ -324,7 +329,7 @@ struct NormalisedLstm : Lstm<T, F> {
                                       load(dnormal + 3 * N, N)};
         for (int k = 0; k < GATES; k++) {
             T* const sum = sums + k * hidden + block * N;
-            store(sum, load(sum, n) + dgates[k] * load((const T*)x.normal_hidden + wide + k * hidden, n), n);
+            store(sum, load(sum, n) + dgates[k] * load(normal + k * hidden, n), n);
             store(dnormal + k * N, dgates[k] * load((const T*)x.gain_hidden + k * hidden + block * N, n), N);
             add_projected(t, b, block, k, dgates[k]);
         }
