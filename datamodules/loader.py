@@ -86,7 +86,8 @@ class Examples(Loader[Batch]):
 
     The last batch may be smaller. Each of `world_size` processes takes its share of every batch. Under `draw` the shares
     are equal, for training: the last batch leaves out what cannot be shared, fewer than `world_size` examples, others in
-    each epoch. In order no example is left out, for evaluation: a share may be larger by one than another, or empty.
+    each epoch; and a last share of one example, in which batch norm has no variance, takes another from the batch before.
+    In order no example is left out, for evaluation: a share may be larger by one than another, or empty.
     """
 
     def __init__(
@@ -106,12 +107,19 @@ class Examples(Loader[Batch]):
         if self.generator is not None:
             check_shares(batch_size, world_size)
             self._order = self.generator.permutation(count)[: count - count % world_size]
+        self._ends = [*range(batch_size, len(self._order), batch_size), len(self._order)]
+        if (
+            draw is not None
+            and len(self._order) % batch_size == world_size
+            and batch_size > 2 * world_size < self._ends[-1]
+        ):
+            self._ends[-2] -= world_size
 
     def __len__(self) -> int:
         return -(-len(self._order) // self._batch_size)
 
     def batch(self, index: int) -> Batch:
-        whole = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        whole = self._order[self._ends[index - 1] if index else 0 : self._ends[index]]
         return self.take(np.array_split(whole, self._world_size)[self._rank])
 
     @abstractmethod

@@ -76,8 +76,8 @@ def test_validation_sees_the_averages_and_training_goes_on_with_the_weights(unin
     for epoch, (seen, after) in enumerate(zip(watch.validated, watch.after, strict=True), start=1):
         assert same(seen, after) == (epoch <= len(optimizer.history))
     assert optimizer.averaged == trainer.global_step - watch.ends[len(optimizer.history) - 1]
-    assert not optimizer.swapped
-    assert same(model.state_dict(), watch.after[-1])
+    assert not same(watch.validated[-1], watch.after[-1])
+    assert same(model.state_dict(), watch.validated[-1])  # the fit has ended
 
 
 def test_the_best_model_is_kept_as_validation_saw_it(uninterrupted):
@@ -103,7 +103,8 @@ def test_interrupted(part, uninterrupted, data_tree, tmp_path):
     again, resumed, later, kept = fit(tmp_path, data_tree, nt_asgd(), resume=True)
     assert later.losses == watch.losses[-len(later.losses) :]
     assert later.losses[0][0] in (stop - 1, stop)
-    assert same(again.state_dict(), watch.after[-1])
+    assert same(later.after[-1], watch.after[-1])
+    assert same(again.state_dict(), later.validated[-1])
     ours, theirs = trainer.optimizers[0], resumed.optimizers[0]
     assert (theirs.history, theirs.averaged) == (ours.history, ours.averaged)
     assert (kept.epoch, kept.value) == (best.epoch, best.value)

@@ -21,7 +21,7 @@ from zoo.metrics import token_nll
 from zoo.models import AWDLSTM, RecurrentLanguageModel, VariationalLSTM, Zaremba
 from zoo.models.recurrent import stack
 from zoo.optim import DecayedSGD
-from zoo.regularisers import Dropout, LockedDropout, Zoneout
+from zoo.regularisers import Dropout, EmbeddingDropout, LockedDropout, Zoneout
 from zoo.tasks import LanguageModel
 from zoo.tokenizer import EOS, UNK, Tokenizer
 
@@ -239,11 +239,12 @@ class TestCache:
         assert len(kept["contexts"]) == len(kept["followers"]) == 7
         assert kept["contexts"].untyped_storage().nbytes() <= (7 + 5) * 2 * 8 * 4
 
-    def test_a_window_longer_than_the_text_is_refused(self):
+    def test_a_window_longer_than_the_text_is_refused_where_it_waits(self):
         model = build(zaremba)
         with pytest.raises(UserError, match="window is 500, and the text has 4 predictions"):
-            model.score("a b c", evaluation=Cache())
-        assert len(model.score("a b c", evaluation=Cache(window=4)).nats) == 4
+            model.score("a b c", evaluation=Cache(wait=True))
+        short, long = (model.score("a b c", evaluation=Cache(window)).nats for window in (4, 500))
+        assert short == long
 
     @pytest.mark.parametrize(
         "option", [{"window": 0}, {"theta": -0.1}, {"theta": math.inf}, {"weight": 0.0}, {"weight": 1.0}]
@@ -404,8 +405,14 @@ class TestMonteCarlo:
         unseeded = [scored(MonteCarlo(2), model, *ids()) for _ in range(2)]
         assert not torch.isclose(*unseeded).all()
 
-    def test_without_noise_it_is_plain(self):
-        model = build(lambda: Zaremba(VOCABULARY, hidden_size=8))
+    @pytest.mark.parametrize("embedding_dropout", [None, EmbeddingDropout(0.9)])
+    def test_without_noise_but_the_embeddings_it_is_plain(self, embedding_dropout):
+        def model():
+            descent = DecayedSGD(1.0, 4, 2.0)
+            layers = stack(RNN, [6, 6])
+            return RecurrentLanguageModel(VOCABULARY, 6, layers, descent, embedding_dropout=embedding_dropout)
+
+        model = build(model)
         torch.testing.assert_close(scored(MonteCarlo(3), model, *ids()), scored(Plain(), model, *ids()))
 
     def test_an_error_leaves_the_modes_as_they_were(self):

@@ -122,7 +122,7 @@ def test_monte_carlo_with_a_seed_repeats(home, capsys):
 
 class TestBadInput:
     def test_a_cache_longer_than_the_text(self, home, capsys):
-        error = fails(capsys, "test", "tiny", *DATA, *QUIET, "--evaluation=Cache")
+        error = fails(capsys, "test", "tiny", *DATA, *QUIET, "--evaluation=Cache", "--evaluation.wait=true")
         assert "window is 500, and the text has 134 predictions" in error
 
     def test_other_vocabularies_in_an_ensemble(self, home, capsys):

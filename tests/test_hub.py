@@ -288,6 +288,15 @@ class TestNames:
     def test_the_checkouts_models_are_known(self):
         assert {"zaremba-small-ptb", "zaremba-medium-ptb", "zaremba-large-ptb"} <= set(zoo.names())
 
+    def test_those_with_weights(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ZOO_CHECKPOINTS", str(tmp_path))
+        for name in ("bare", "whole"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.yaml").touch()
+        (tmp_path / "whole" / "model.safetensors").touch()
+        assert {"bare", "whole"} <= set(zoo.names())
+        assert set(zoo.names(pretrained=True)) & {"bare", "whole"} == {"whole"}
+
     def test_places_are_searched_in_order(self, tmp_path, monkeypatch):
         chosen, here = tmp_path / "chosen", tmp_path / "here"
         for place in (chosen, here / "checkpoints"):

@@ -7,12 +7,17 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from datamodules import LabelledText
 from datamodules.labelled_text import LabelledTexts
 from datamodules.loader import Draw
+from tests.conftest import quiet_trainer
+from zoo.batches import Texts
 from zoo.errors import UserError
 from zoo.heads import ConcatPooling
+from zoo.models import TextClassifier, Zaremba
+from zoo.optim import StepAdam
 from zoo.tokenizer import EOS, UNK, Tokenizer
 
 WORDS = Tokenizer.words([EOS, UNK, *"abcde"])
@@ -200,3 +205,13 @@ def test_pooling_sees_each_text_as_if_alone():
         torch.testing.assert_close(together[column : column + 1], head(own, length[None]))
         pooled = torch.cat([own[-1], own.amax(0), own.mean(0)], -1)
         torch.testing.assert_close(together[column : column + 1], head.layers(pooled))
+
+
+def test_a_classifier_fits_with_plain_batches():
+    torch.manual_seed(0)
+    model = TextClassifier(Zaremba(7, hidden_size=4), 2, optimization=StepAdam(1e-3, weight_decay=0.0))
+    batch = (Texts(torch.randint(7, (5, 4)), torch.tensor([5, 4, 3, 2])), torch.tensor([0, 1, 1, 0]))
+    loader = DataLoader([batch, batch], batch_size=None)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(model, loader, loader)
+    assert model.measured["validation"][1] == 8

@@ -83,6 +83,18 @@ def test_mixed_precision_trains_in_it_and_measures_in_the_weights_own(data, mode
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+def test_a_checkpoint_loads_as_lightnings_do(data, tmp_path):
+    fitted = Zaremba(data.tokenizer.vocab_size, hidden_size=8)
+    run = quiet_trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0)
+    run.fit(fitted, datamodule=data)
+    run.save_checkpoint(tmp_path / "some.ckpt")
+    loaded = Zaremba.load_from_checkpoint(
+        tmp_path / "some.ckpt", weights_only=True, vocab_size=data.tokenizer.vocab_size, hidden_size=8
+    )
+    for name, weights in fitted.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weights), name
+
+
 def test_characters_are_measured_in_bits(data_tree):
     data = PennTreebank(level="character", root=str(data_tree))
     model = Zaremba(data.tokenizer.vocab_size, hidden_size=8, init_range=1e-9)

@@ -24,7 +24,7 @@ from zoo.regularisers import (
 
 T, B, I, H = 13, 3, 5, 7
 LENGTHS = [13, 8, 2]
-OURS = {"lstm": LSTM, "gru": partial(GRU, reset_after=True), "rnn": RNN, "relu": partial(RNN, nonlinearity="relu")}
+OURS = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "relu": partial(RNN, nonlinearity="relu")}
 THEIRS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "relu": partial(nn.RNN, nonlinearity="relu")}
 KINDS = ("lstm", "gru", "rnn")
 kinds = pytest.mark.parametrize("kind", OURS)
@@ -152,11 +152,11 @@ def test_one_bias_is_torch_with_the_other_at_zero(kind):
     torch.testing.assert_close(call(ours, inputs), call(theirs, inputs))
 
 
-def test_the_grus_reset_gate_acts_before_the_product_unless_told_otherwise():
+def test_a_grus_reset_gate_may_act_before_the_product():
     torch.manual_seed(0)
-    layer = GRU(I, H, dtype=double)
+    layer = GRU(I, H, dtype=double, reset_after=False)
     inputs, (state,) = draw(T, B, I), state_of(layer)
-    expected = functional.gru(inputs, state[0], layer.weights(0))
+    expected = functional.gru(inputs, state[0], layer.weights(0), reset_after=False)
     outputs, final = layer(inputs, state)
     torch.testing.assert_close((outputs, final[0]), expected)
     layer.reset_after = True
@@ -236,6 +236,16 @@ def test_a_padded_sequence_runs_as_it_does_alone(kind, bidirectional):
         torch.testing.assert_close((outputs[:length, one], *(part[:, one] for part in final)), alone)
 
 
+@kinds
+def test_lengths_may_come_in_any_order(kind):
+    torch.manual_seed(0)
+    layer = OURS[kind](I, H, 2, bidirectional=True, dtype=double)
+    inputs, order = draw(T, B, I), [1, 2, 0]
+    expected = call(layer, inputs, lengths=LENGTHS)
+    shuffled = call(layer, inputs[:, order], lengths=[LENGTHS[n] for n in order])
+    torch.testing.assert_close(shuffled, tuple(part[:, order] for part in expected))
+
+
 def test_equal_lengths_are_as_none():
     layer = LSTM(I, H)
     inputs = torch.randn(T, B, I)
@@ -246,7 +256,6 @@ def test_equal_lengths_are_as_none():
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([8, 13, 2], "lengths hold 13 after 8"),
         ([13, 8, 0], "lengths hold 0, expected 1 to the inputs' 13 steps"),
         ([14, 8, 2], "lengths hold 14, expected 1 to the inputs' 13 steps"),
         ([13, 8], r"lengths have shape \(2,\) .* of shape \(3,\)"),
@@ -441,7 +450,6 @@ COMPILED = {
     "gru": lambda: GRU(I, H, weight_noise=WeightDrop(0.5)),
     "batch norm": lambda: zoo.BatchNormLSTM(I, H, max_steps=T),
     "layer norm": lambda: zoo.LayerNormLSTM(I, H),
-    "dropout": lambda: zoo.LockedDropout(0.5),
 }
 
 
@@ -465,9 +473,12 @@ def test_compiled_it_does_the_same_and_no_step_is_unrolled(kind):
     assert sum(len(graph.graph.nodes) for graph in graphs) < T
 
 
-def test_the_readable_loop_can_be_traced_as_a_whole():
+@pytest.mark.parametrize(
+    "noise", [None, Zoneout(0.5, 0.05), zoo.RecurrentDropout(0.25), zoo.CellDropout(0.25)], ids=str
+)
+def test_the_readable_loop_can_be_traced_as_a_whole(noise):
     torch._dynamo.reset()
-    layer, inputs = LSTM(I, H, 2, dropout=0.3, backend="reference"), torch.randn(T, B, I)
+    layer, inputs = LSTM(I, H, 2, dropout=0.3, state_noise=noise, backend="reference"), torch.randn(T, B, I)
     dropped, _ = torch.compile(layer, backend="eager", fullgraph=True)(inputs)
     assert not torch.equal(dropped, torch.export.export(layer, (inputs,)).module()(inputs)[0])
     weights = dict(layer.named_parameters())
@@ -478,6 +489,23 @@ def test_the_readable_loop_can_be_traced_as_a_whole():
     compiled, _ = torch.compile(layer, backend="eager", fullgraph=True)(inputs)
     exported, _ = torch.export.export(layer, (inputs,)).module()(inputs)
     torch.testing.assert_close((compiled, exported), (expected, expected))
+
+
+def test_a_mask_can_be_compiled():
+    torch._dynamo.reset()
+    dropout, inputs = zoo.LockedDropout(0.5), torch.ones(T, B, 500)
+    dropped = torch.compile(dropout, backend="eager", fullgraph=True)(inputs)
+    assert set(dropped.unique().tolist()) == {0, 2}
+    assert dropped.mean() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_trace_holds_for_other_inputs(kind):
+    layer = OURS[kind](I, H, state_noise=Zoneout(hidden=0.05) if kind == "gru" else Zoneout(0.5, 0.05)).eval()
+    trace = torch.jit.trace(layer, (torch.randn(T, B, I),), check_trace=False)
+    inputs = torch.randn(T, B, I)
+    torch.testing.assert_close(trace(inputs)[0], layer(inputs)[0])
 
 
 @kinds
@@ -543,8 +571,8 @@ def test_copies_are_whole(kind):
         (LSTM(I, H, 2, True, True, bidirectional=True), "5, 7, num_layers=2, batch_first=True, bidirectional=True"),
         (LSTM(I, H, bias=False, initial_state="learned"), "5, 7, bias='none', initial_state='learned'"),
         (
-            GRU(I, H, bias="one", reset_after=True, backend="torch"),
-            "5, 7, bias='one', backend='torch', reset_after=True",
+            GRU(I, H, bias="one", reset_after=False, backend="torch"),
+            "5, 7, bias='one', backend='torch', reset_after=False",
         ),
         (RNN(I, H, nonlinearity="relu"), "5, 7, nonlinearity='relu'"),
     ],

@@ -472,8 +472,8 @@ def test_under_autocast_it_runs_in_its_weights_dtype(kind, given, backend):
     [
         (LayerNormLSTM(I, H), "5, 7"),
         (LayerNormLSTM(I, H, 2, gain=0.5, eps=1e-3), "5, 7, num_layers=2, gain=0.5, eps=0.001"),
-        (BatchNormLSTM(I, H, T), "5, 7, max_steps=13"),
-        (BatchNormLSTM(I, H, T, bias="two", momentum=None), "5, 7, bias='two', max_steps=13, momentum=None"),
+        (BatchNormLSTM(I, H, max_steps=T), "5, 7, max_steps=13"),
+        (BatchNormLSTM(I, H, max_steps=T, bias="two", momentum=None), "5, 7, bias='two', max_steps=13, momentum=None"),
     ],
 )
 def test_shows_what_is_not_default(layer, shown):

@@ -47,8 +47,16 @@ def test_what_is_public_can_be_found():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     optimizer, error, *names = done.stdout.split()
     assert (optimizer, error) == ("NTASGD", "UserError")
-    assert {"load", "LSTM", "Zoneout", "evaluation", "models", "optim", "__version__"} <= {*names}
+    assert {"load", "LSTM", "Zoneout", "evaluation", "layers", "models", "optim", "__version__"} <= {*names}
     assert all(hasattr(zoo, name) for name in names)
+
+
+def test_the_modules_that_recipes_name_are_found_without_an_import():
+    recipes = "".join(file.read_text() for file in ROOT.glob("checkpoints/*/config.yaml"))
+    modules = {*re.findall(r"class_path: zoo\.([a-z_]+)\.", recipes)}
+    assert {"layers", "models", "optim", "regularisers"} <= modules
+    code = f"import zoo; [getattr(zoo, name) for name in {sorted(modules)}]"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_demo_runs_and_learns_something(capsys, tmp_path, monkeypatch):

@@ -105,11 +105,19 @@ def test_another_cut_does_not_go_on_from_this_ones_place(other):
 
 class TestProcesses:
     def test_drawn_batches_are_shared_evenly(self):
-        whole = Pieces(IDS, 4, 9, draw=Draw(1, 0))  # 9 pieces: the last batch has one, which two cannot share
+        whole = columns(Pieces(IDS, 4, 9, draw=Draw(1, 0)))  # 9 pieces, of which two cannot share the last
         shares = [list(Pieces(IDS, 4, 9, draw=Draw(1, 0), rank=rank, world_size=2)) for rank in (0, 1)]
         assert [[x.shape[1] for x, _ in share] for share in shares] == [[2, 2], [2, 2]]
-        for one, *parts in zip(list(whole)[:2], *shares, strict=True):
-            assert torch.equal(torch.cat([x for x, _ in parts], dim=1), one.inputs)
+        parts = [torch.cat([inputs for inputs, _ in batch], dim=1) for batch in zip(*shares, strict=True)]
+        assert torch.equal(torch.cat(parts, dim=1).T, whole[:8, :9])
+
+    def test_no_share_is_of_one_example(self):
+        """In which batch norm has no variance; but of batches that are small themselves."""
+        sizes = {size: [x.shape[1] for x, _ in Pieces(IDS, size, 9, draw=Draw(1, 0))] for size in (4, 8, 7, 2, 1, 20)}
+        assert sizes == {4: [4, 3, 2], 8: [7, 2], 7: [7, 2], 2: [2, 2, 2, 2, 1], 1: [1] * 9, 20: [9]}
+        assert [x.shape[1] for x, _ in Pieces(IDS[:20], 4, 9, draw=Draw(1, 0))] == [1]
+        assert [x.shape[1] for x, _ in Pieces(IDS, 6, 9, draw=Draw(1, 0), world_size=2)] == [2, 2]
+        assert [x.shape[1] for x, _ in Pieces(IDS, 3, 9)] == [3, 3, 3, 1]  # for evaluation
 
     def test_what_is_left_out_differs_from_epoch_to_epoch(self):
         left_out = set()

@@ -206,6 +206,8 @@ class TestSentences:
             list(score_sentences(zaremba(), ["a", "a\nb"]))
         with pytest.raises(UserError, match="'z' at offset 1 .*, in sentence 1"):
             list(score_sentences(zaremba(Tokenizer.characters(["a", "b"])), ["az"]))
+        with pytest.raises(UserError, match="sentences is one text; give a list"):
+            zaremba().score_sentences("a b")
 
     def test_lines_of_blocks(self):
         text = "a b\n\n\nc"

@@ -8,14 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from zoo import callbacks as callbacks
     from zoo import evaluation as evaluation
     from zoo import functional as functional
     from zoo import heads as heads
+    from zoo import hub as hub
+    from zoo import initialisation as initialisation
     from zoo import kernels as kernels
+    from zoo import layers as layers
+    from zoo import metrics as metrics
     from zoo import models as models
     from zoo import noise as noise
     from zoo import optim as optim
+    from zoo import regularisers as regularisers
     from zoo import tasks as tasks
+    from zoo import tokenizer as tokenizer
     from zoo.errors import UserError as UserError
     from zoo.finetuning import finetune as finetune
     from zoo.finetuning import finetune_classifier as finetune_classifier
@@ -44,7 +51,23 @@ if TYPE_CHECKING:
     from zoo.regularisers import WeightDrop as WeightDrop
     from zoo.regularisers import Zoneout as Zoneout
 
-_MODULES = ("evaluation", "functional", "heads", "kernels", "models", "noise", "optim", "tasks")
+_MODULES = (
+    "callbacks",
+    "evaluation",
+    "functional",
+    "heads",
+    "hub",
+    "initialisation",
+    "kernels",
+    "layers",
+    "metrics",
+    "models",
+    "noise",
+    "optim",
+    "regularisers",
+    "tasks",
+    "tokenizer",
+)
 
 _HOME = {
     "UserError": "zoo.errors",

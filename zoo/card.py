@@ -410,10 +410,14 @@ SPEEDS = "<!-- speeds: written by `make cards` from benchmarks/recurrent.md -->\
 def speeds(measured: str) -> str:
     """The README's excerpt of `benchmarks/recurrent.md`: the layer with zoneout beside the eager loop and torch's."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in measured.splitlines() if line.startswith("| ")]
-    columns = [f"{theirs} / ours{kind}" for kind in ("", " in bfloat16") for theirs in ("eager loop", "torch.nn.LSTM")]
-    lines = [f"| {' | '.join(['size', *columns])} |", "|---|---|---|---|---|"]
-    ours, rounded = ([row for row in rows if row[1] == f"zoo.LSTM, zoneout{kind}"] for kind in ("", ", bfloat16"))
-    lines += [f"| {' | '.join([own[0], *own[3:5], *half[3:5]])} |" for own, half in zip(ours, rounded, strict=True)]
+    lines = [
+        "| size | eager loop / ours | torch.nn.LSTM / ours | the same, both in bfloat16 | ours / ours in bfloat16 |"
+    ]
+    lines += ["|---|---|---|---|---|"]
+    kinds = ("zoo.LSTM, zoneout", "zoo.LSTM, zoneout, bfloat16", "torch.nn.LSTM, bfloat16")
+    for ours, rounded, theirs in zip(*([row for row in rows if row[1] == kind] for kind in kinds), strict=True):
+        own, half, vendor = (float(row[2]) for row in (ours, rounded, theirs))
+        lines.append(f"| {' | '.join([*ours[:1], *ours[3:5], f'{vendor / half:.2f}', f'{own / half:.2f}'])} |")
     where = next(line for line in measured.splitlines() if line.startswith("Measured "))
     return "\n".join([*lines, "", where])
 

@@ -181,7 +181,7 @@ def layer_norm_lstm(
 
 
 def gru(
-    inputs: Tensor, state: Tensor, weights: Weights, noise: Noise = Noise(), reset_after: bool = False
+    inputs: Tensor, state: Tensor, weights: Weights, noise: Noise = Noise(), reset_after: bool = True
 ) -> tuple[Tensor, Tensor]:
     """A gated recurrent unit over a sequence, with noise on any of its sites.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from zoo.arguments import check_type
 from zoo.errors import UserError
-from zoo.files import CARD, PATTERNS, RECIPE
+from zoo.files import CARD, PATTERNS, RECIPE, has_weights
 
 if TYPE_CHECKING:
     from zoo.tasks import Task
@@ -82,9 +82,10 @@ def folders() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def names() -> list[str]:
-    """Every name that `load` and `build` know: the models on this machine, and the published ones."""
-    return sorted({*folders(), *PUBLISHED})
+def names(pretrained: bool = False) -> list[str]:
+    """Every name that `build` knows, of the models on this machine and the published ones; `pretrained` have weights to
+    `load`."""
+    return sorted({name for name, folder in folders().items() if has_weights(folder) or not pretrained} | {*PUBLISHED})
 
 
 def find(name: str | Path, revision: str | None = None) -> Found:

@@ -6,7 +6,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -27,7 +26,7 @@ Nonlinearity = Literal["tanh", "relu"]
 StateNoise = StateRegulariser | list[StateRegulariser] | None
 """One regulariser of the state, several with masks of their own, or none."""
 Lengths = Tensor | list[int]
-"""How many steps each sequence of a padded batch has, (B,), the longest first."""
+"""How many steps each sequence of a padded batch has, (B,)."""
 
 
 class Call(NamedTuple):
@@ -48,7 +47,7 @@ class Recurrent(nn.Module):
     """What `LSTM`, `GRU` and `RNN` share: torch's stack of layers and directions, with a place for noise in each.
 
     Arguments, parameter names, initialisation, inputs and states are those of torch's layers, so weights move both ways by
-    `load_state_dict` (those of a GRU where it has `reset_after`). What torch does not have:
+    `load_state_dict`. What torch does not have:
 
     - bias: "two" (True) and "none" (False) are torch's; "one" is `bias_ih` alone.
     - state_noise acts on the state within the steps: every layer and direction draws its own masks at every call.
@@ -69,11 +68,13 @@ class Recurrent(nn.Module):
 
     Under autocast the layer still runs in its weights' dtype, and its outputs have it (torch's layers mostly run and
     answer in autocast's): an error of rounding in a state is carried through the whole sequence. Autocast to bfloat16 lets
-    an LSTM on a processor that multiplies such numbers round the factors of its products alone, which is twice as fast.
+    an LSTM on a processor that multiplies such numbers round the factors of its products alone (with normalisation that of
+    R), which is twice as fast.
 
     What torch's have and these do not: `proj_size`, packed sequences (`lengths` is their like), inputs without a batch or of
-    a batch of 0. A second backward pass through the same graph, a gradient of the gradient, `torch.func` and `torch.export`
-    need the backend "reference": the others write over what they saved.
+    a batch of 0, `all_weights`; `bias` and `dropout` are attributes of other types. A second backward pass through the same
+    graph, a gradient of the gradient, `torch.func` and `torch.export` need the backend "reference": the others write over
+    what they saved.
 
     Raises `ValueError` for arguments that do not fit, before any work.
     """
@@ -167,12 +168,15 @@ class Recurrent(nn.Module):
         """The weights of a layer, without noise, as `zoo.functional` takes them; direction 1 is the reverse one."""
         return Weights(*(getattr(self, name, None) for name in _names(layer, direction)))  # type: ignore[arg-type]
 
+    def flatten_parameters(self) -> None:
+        """Nothing: for code that was written for torch's layers, which keep their weights in one piece for cuDNN."""
+
     def initial(self, batch: int) -> tuple[Tensor, ...]:
         """The state where none is given: h, of an LSTM also c, each (num_layers * directions, batch, H)."""
         if self.initial_state == "learned":
             return tuple(getattr(self, f"initial_{part}").unsqueeze(1).repeat(1, batch, 1) for part in self._parts)
-        zeros = self.weights(0).hidden.new_zeros(self.num_layers * self.directions, batch, self.hidden_size)
-        return (zeros,) * len(self._parts)
+        shape = self.num_layers * self.directions, batch, self.hidden_size
+        return tuple(self.weights(0).hidden.new_zeros(shape) for _ in self._parts)
 
     def extra_repr(self) -> str:
         options = {name: getattr(self, name) for name in self._defaults}
@@ -326,14 +330,13 @@ class LSTM(Recurrent):
 class GRU(Recurrent):
     """Stacked GRU layers in the place of `torch.nn.GRU`, with noise: see `Recurrent`; equations in `functional.gru`.
 
-    The reset gate acts before the product with R, as in the papers; torch's and cuDNN's acts after it: `reset_after`, which
-    weights from there need.
+    The reset gate acts after the product with R, as torch's and cuDNN's; in the papers before it: `reset_after=False`.
 
     inputs (T, B, I), state h -> outputs (T, B, directions * H), state.
     """
 
     cell = "gru"
-    _defaults = Recurrent._defaults | {"reset_after": False}
+    _defaults = Recurrent._defaults | {"reset_after": True}
 
     def __init__(
         self,
@@ -347,7 +350,7 @@ class GRU(Recurrent):
         *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        reset_after: bool = False,
+        reset_after: bool = True,
         state_noise: StateNoise = None,
         weight_noise: WeightRegulariser | None = None,
         initial_state: InitialState = "zero",
@@ -566,13 +569,13 @@ class BatchNormLSTM(_NormalisedLSTM):
         self,
         input_size: int,
         hidden_size: int,
-        max_steps: int,
         num_layers: int = 1,
         bias: Bias | bool = "one",
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        max_steps: int,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         gain: float = 0.1,
@@ -713,11 +716,9 @@ def _padding(lengths: Lengths, time: int, batch: int, device: torch.device) -> T
             f"lengths have shape {tuple(lengths.shape)} and are {lengths.dtype}, expected integers of shape ({batch},)"
         )
     steps = lengths.tolist()
-    for before, length in pairwise([time, *steps]):
+    for length in steps:
         if not 1 <= length <= time:
             raise ValueError(f"lengths hold {length}, expected 1 to the inputs' {time} steps")
-        if length > before:
-            raise ValueError(f"lengths hold {length} after {before}, expected the longest first")
     if min(steps, default=time) == time:
         return None
     return (torch.arange(time, device=device).unsqueeze(-1) >= lengths.to(device)).unsqueeze(-1)

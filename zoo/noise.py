@@ -58,10 +58,10 @@ class Noise(NamedTuple):
                 together[name] = mask
         return Noise(**together)
 
-    def check(self, like: Tensor, hidden_size: int, cell: Cell = "lstm") -> None:
+    def check(self, like: Tensor, hidden_size: int, cell: Cell = "lstm", values: bool = True) -> None:
         """Raises `ValueError` for masks that cannot act on a sequence `like` (T, B, ...) of this cell.
 
-        Values are looked at on the CPU alone: on a GPU that would stall the stream and forbid CUDA graphs.
+        `values` are looked at on the CPU alone: on a GPU that would stall the stream and forbid CUDA graphs.
         """
         time, batch = like.shape[:2]
         for name, mask in self._asdict().items():
@@ -81,7 +81,7 @@ class Noise(NamedTuple):
                 raise ValueError(f"noise.{name} requires a gradient; masks are constants")
             if mask.device != like.device:
                 raise ValueError(f"noise.{name} is on {mask.device}, the inputs on {like.device}")
-            if mask.dtype != torch.bool and mask.device.type == "cpu":
+            if values and mask.dtype != torch.bool and mask.device.type == "cpu":
                 low, high = (value.item() for value in mask.aminmax())
                 if not (low >= 0 and high < float("inf")):
                     raise ValueError(f"noise.{name} holds values from {low} to {high}; masks are finite and >= 0")

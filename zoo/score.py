@@ -359,6 +359,8 @@ def score_sentences(model: "LanguageModel", sentences: Iterable[str]) -> Iterato
     By the model's own probabilities, with the line's end where the vocabulary has one. They come in the order of the lines,
     which are read a thousand at a time. A line may bring its line break along; `UserError` for one within it.
     """
+    if isinstance(sentences, str):
+        raise UserError("sentences is one text; give a list of them, or what else gives one at a time")
     tokenizer = tokenizer_of(model)
     remaining, read = iter(sentences), 0
     while chunk := list(islice(remaining, _SENTENCES)):

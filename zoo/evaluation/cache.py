@@ -36,7 +36,7 @@ class Cache(Evaluation):
         self.window, self.theta, self.weight, self.wait = window, theta, weight, wait
 
     def check(self, predictions: int) -> None:
-        if self.window > predictions:
+        if self.wait and self.window > predictions:
             raise UserError(
                 f"window is {self.window:,}, and the text has {predictions:,} predictions: give a window of that many or "
                 "fewer, or a longer text"

@@ -9,19 +9,20 @@ from torch import Tensor, nn
 from zoo.arguments import check_counts
 from zoo.evaluating import modes_kept
 from zoo.evaluation.ensemble import mean_of
+from zoo.regularisers.embedding import EmbeddingRegulariser
 from zoo.score import Evaluation, Plain, Scorer
 from zoo.tasks import LanguageModel
 
 
 class MonteCarlo(Evaluation):
-    """The mean of the probabilities of `samples` passes with the regularisers' noise on.
+    """The mean of the probabilities of `samples` passes with the regularisers' noise on, but for that of the embedding.
 
         p = (1 / samples) sum over the passes of p(w | masks of the pass)
 
     Each pass carries a state of its own and draws its masks anew in every window, those that the batch shares too. What
     keeps statistics in buffers, such as batch normalisation, stays in evaluation mode and so as it was. Gal and Ghahramani
     2016, "A theoretically grounded application of dropout in recurrent neural networks", arXiv 1512.05287, section 4; the
-    paper averages 1,000 passes, and its code draws the masks once for the whole text.
+    paper averages 1,000 passes, and its code, which drops no words then either, draws the masks once for the whole text.
 
     `seed` makes the masks repeatable and leaves torch's global generators as they were; without it they come from those.
     """
@@ -44,11 +45,11 @@ class MonteCarlo(Evaluation):
 
 @contextmanager
 def _noisy(model: nn.Module) -> Iterator[None]:
-    """Training mode for all modules but those with buffers of their own, which training would change."""
+    """Training mode for all modules but the embedding's noise and those with buffers, which training would change."""
     with modes_kept(model):
         for module in model.modules():
-            if next(module.buffers(recurse=False), None) is None:
-                module.training = True
+            has_buffers = next(module.buffers(recurse=False), None) is not None
+            module.training = not has_buffers and not isinstance(module, EmbeddingRegulariser)
         yield
 
 

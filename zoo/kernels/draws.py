@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels import native
-from zoo.kernels.untraced import untraced
+from zoo.kernels.untraced import tracing, untraced
 
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # of splitmix64, as signed
 
@@ -14,11 +14,12 @@ def bernoulli(keep: float, *shape: int, device: torch.device | str = "cpu") -> T
 
     Torch's generator gives one seed a call, so `torch.manual_seed` fixes the masks and a resumed run draws the same ones.
     On the CPU, element n of them comes from a hash of the seed and n: splitmix64 (Steele, Lea and Flood 2014,
-    https://doi.org/10.1145/2714064.2660195), half of its 64 bits an element, compared with keep * 2**32.
+    https://doi.org/10.1145/2714064.2660195), half of its 64 bits an element, compared with keep * 2**32. Where the draw is
+    recorded or transformed (`torch.compile`, `torch.func`) it is torch's own.
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep is {keep}; a probability lies in [0, 1]")
-    if torch.device(device).type != "cpu":
+    if torch.device(device).type != "cpu" or tracing():
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(keep)
     return _on_the_cpu(round(keep * 2**32), shape)
 

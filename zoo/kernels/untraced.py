@@ -12,10 +12,15 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def traced(tensor: Tensor) -> bool:
-    """Whether somebody records or transforms what is done with the tensor: `torch.compile` and its kin, `torch.func`."""
+def tracing() -> bool:
+    """Whether somebody records or transforms what is done: `torch.compile` and its kin, `torch.jit.trace`, `torch.func`."""
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return torch.compiler.is_compiling() or transformed or type(tensor) not in (Tensor, nn.Parameter)
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or transformed
+
+
+def traced(tensor: Tensor) -> bool:
+    """Whether somebody records or transforms what is done with the tensor."""
+    return tracing() or type(tensor) not in (Tensor, nn.Parameter)
 
 
 def untraced(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.arguments import check_choice, check_not_negative
 from zoo.batches import Window
 from zoo.errors import UserError
+from zoo.evaluating import evaluating
 from zoo.tasks import LanguageModel
 from zoo.tasks.language import Outputs, State
 
@@ -81,8 +82,5 @@ class FraternalLSTM(LanguageModel):
     def _second(self, inputs: Tensor, state: State) -> Outputs:
         if self.variant != "expectation_linear":
             return self.run(inputs, state)
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             return self.run(inputs, state)
-        finally:
-            self.model.train(self.training)

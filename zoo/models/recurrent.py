@@ -226,7 +226,7 @@ class RecurrentClassifier(SequenceClassifier):
 
 
 def stack(
-    layer: type[Recurrent],
+    layer: Callable[..., Recurrent],
     widths: Sequence[int],
     state_noise: StateNoise = None,
     weight_noise: WeightRegulariser | None = None,

@@ -47,7 +47,7 @@ class RecurrentBatchNormLanguageModel(OneHotLanguageModel):
         layer = BatchNormLSTM(
             vocab_size,
             hidden_size,
-            max_steps,
+            max_steps=max_steps,
             gain=gain,
             momentum=momentum,
             state_noise=state_noise,
@@ -99,7 +99,7 @@ class RecurrentBatchNormClassifier(RecurrentClassifier):
             BatchNormLSTM(
                 input_size,
                 hidden_size,
-                max_steps,
+                max_steps=max_steps,
                 gain=gain,
                 momentum=momentum,
                 state_noise=state_noise,

@@ -4,6 +4,7 @@ Semeniuta, Severyn and Barth 2016, https://arxiv.org/abs/1603.05118; the authors
 https://github.com/stas-semeniuta/drop-rnn
 """
 
+from functools import partial
 from typing import Literal
 
 from zoo.layers import GRU, LSTM
@@ -32,10 +33,11 @@ class _OneLayer(RecurrentLanguageModel):
         learning_rate: float,
         max_norm: float,
     ) -> None:
+        layer = LSTM if cell == "lstm" else partial(GRU, reset_after=False)
         super().__init__(
             vocab_size,
             hidden_size,
-            stack({"lstm": LSTM, "gru": GRU}[cell], [hidden_size, hidden_size], state_noise, bias="one"),
+            stack(layer, [hidden_size, hidden_size], state_noise, bias="one"),
             ReduceOnPlateauSGD(learning_rate, decay=1.5),
             input_dropout=Dropout(input_dropout),
             output_dropout=Dropout(output_dropout),

@@ -91,15 +91,16 @@ class TextClassifier(SequenceClassifier):
         return [embedding, *recurrent, list(self.head.parameters())]
 
     def setup(self, stage: str) -> None:
-        """Takes the data's tokenizer and classes, and checks that they fit the model."""
+        """Takes a data module's tokenizer and classes, and checks that they fit the model."""
         self.take_tokenizer()
-        labels: list[str] = self.trainer.datamodule.labels  # type: ignore[attr-defined]
-        if labels != (self.labels or labels) or len(labels) != self.num_classes:
-            raise UserError(
-                f"the data's classes are {', '.join(labels)}, and the model was built for "
-                f"{', '.join(self.labels or [str(self.num_classes)])}"
-            )
-        self.labels = labels
+        labels: list[str] | None = getattr(getattr(self.trainer, "datamodule", None), "labels", None)
+        if labels is not None:
+            if labels != (self.labels or labels) or len(labels) != self.num_classes:
+                raise UserError(
+                    f"the data's classes are {', '.join(labels)}, and the model was built for "
+                    f"{', '.join(self.labels or [str(self.num_classes)])}"
+                )
+            self.labels = labels
         super().setup(stage)
 
     def judge(self, logits: Tensor, labels: Tensor) -> Tensor:

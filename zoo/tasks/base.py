@@ -216,6 +216,11 @@ class Task(LightningModule):
             if not self.trainer.sanity_checking and optimizer.observe(self.cost("validation")):
                 self.trainer.should_stop = self.ended = True
 
+    def on_fit_end(self) -> None:
+        """Leaves what validation saw in the place of the weights, for good."""
+        for optimizer in self._validated_optimizers():
+            optimizer.swap()
+
     def _validated_optimizers(self) -> list[ValidatedSGD]:
         if self.trainer.state.fn != TrainerFn.FITTING:
             return []  # the trainer still has the last fit's
@@ -298,7 +303,9 @@ class Task(LightningModule):
         checkpoint[_RANKS] = ranks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps this process's part for the start of training."""
+        """Keeps this process's part for the start of training; weights alone (`load_from_checkpoint`) need no trainer."""
+        if self._trainer is None:
+            return
         ranks = checkpoint.get(_RANKS, [])
         if len(ranks) != self.trainer.world_size and self.trainer.training:
             raise UserError(
