@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -54,6 +55,7 @@ from zoo.regularisers.base import dropout_probability, inverted_mask
 from zoo.tasks import LanguageModel
 
 Twin = Literal["lstm", "gru"]
+LAYERS: dict[Twin, Callable[..., LSTM | GRU]] = {"lstm": LSTM, "gru": partial(GRU, reset_after=False)}
 TWINS: tuple[Twin, ...] = get_args(Twin)
 
 SHARE = 10  # the first of so many parts of the training text
@@ -293,7 +295,7 @@ def train(row: Row, updates: int, every: int) -> Result:
     model: LanguageModel = RecurrentLanguageModel(
         VOCABULARY,
         UNITS,
-        stack({"lstm": LSTM, "gru": GRU}[row.cell], [UNITS, UNITS], recipe.state_noise, recipe.weight_noise),
+        stack(LAYERS[row.cell], [UNITS, UNITS], recipe.state_noise, recipe.weight_noise),
         StepAdam(RATE, [], weight_decay=0.0),
         max_norm=MAX_NORM,
         **recipe.slots,
