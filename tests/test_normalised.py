@@ -114,7 +114,7 @@ def test_equals_the_reference_in_single_precision(kind, backend):
 
 @kinds
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("sizes", [(7, 17, 33), (5, 2, 16), (3, 50, 40), (4, 5, 3)])
+@pytest.mark.parametrize("sizes", [(7, 17, 33), (5, 2, 16), (3, 50, 40), (4, 5, 3), (13, 40, 130)])
 @needs_native
 def test_native_on_other_sizes_and_threads(kind, sizes, threads, monkeypatch):
     time, batch, hidden = sizes
@@ -159,7 +159,7 @@ def test_few_inputs_and_more(kind, bias, count, backend, monkeypatch):
 @pytest.mark.skipif(not native.multiplies_bfloat16(), reason="the processor does not multiply bfloat16")
 @kinds
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("sizes", [(7, 17, 33), (5, 3, 16), (30, 64, 21)])
+@pytest.mark.parametrize("sizes", [(7, 17, 33), (5, 3, 16), (30, 64, 21), (5, 9, 180)])
 @pytest.mark.parametrize("site", ["none", "rec of each gate", "all"])
 @pytest.mark.parametrize("count", [1, 5])
 def test_bfloat16_rounds_the_factors_of_the_recurrent_product(kind, threads, sizes, site, count, monkeypatch):

@@ -34,11 +34,14 @@ struct Lstm {
     const int64_t batch, width, hidden, blocks;
     const int64_t x_row, h_row;  // elements that hold a row of inputs, and of units
     T *const gates, *const outputs, *const cells;
-    const bool split_batch;
+    const bool split_batch;  // the threads share the batch, else the units
+    const bool apart;        // and each sums gradients of the weights of its own, so that they never meet
     Barrier barrier;
 
-    explicit Lstm(const Arguments& x)
-        : Lstm(x, x.batch >= 4 * x.threads && GATES * x.hidden * (x.hidden + x.width) * sizeof(T) < 500'000) {}
+    static bool small(const Arguments& x) {
+        return x.batch >= 4 * x.threads && GATES * x.hidden * (x.hidden + x.width) * sizeof(T) < 500'000;
+    }
+    explicit Lstm(const Arguments& x) : Lstm(x, small(x)) {}
     Lstm(const Arguments& x, bool by_rows)
         : x(x),
           batch(x.batch),
@@ -50,7 +53,8 @@ struct Lstm {
           gates((T*)x.gates),
           outputs((T*)x.outputs),
           cells((T*)x.cells),
-          split_batch(x.threads > 1 && by_rows) {}
+          split_batch(x.threads > 1 && by_rows),
+          apart(split_batch && small(x)) {}
 
     static int64_t vectors(int64_t columns) { return (columns + N - 1) / N; }
     int lanes(int64_t block) const { return (int)std::min<int64_t>(N, hidden - block * N); }
@@ -89,7 +93,7 @@ struct Lstm {
         barrier.check();
     }
 
-    int64_t chunk_steps(const Part& p) const { return std::max<int64_t>(1, CHUNK / std::max<int64_t>(1, p.count())); }
+    int64_t chunk_steps(const Part& p) const { return std::max<int64_t>(1, CHUNK / p.count()); }
 
     // ------------------------------------------------ forward
 
@@ -301,8 +305,8 @@ struct Lstm {
         if (x.dw_hidden) in_large_pages(x.dw_hidden, deep * hidden * sizeof(T));
         const bool learns = x.dw_input || x.dw_hidden || x.dbias;
         const Buffer<F> r_panels(blocks * N * GATES * h_row), w_panels(x.dinputs ? x_blocks * N * GATES * h_row : 0);
-        const Buffer<T> parts(split_batch && learns ? x.threads * deep * joint : 0);  // the threads' sums for [W, R, bias]
-        const Buffer<F> shared(split_batch ? 0 : std::max(CHUNK, batch) * GATES * h_row);
+        const Buffer<T> parts(apart && learns ? x.threads * deep * joint : 0);  // the threads' sums for [W, R, bias]
+        const Buffer<F> shared(apart ? 0 : std::max(CHUNK, batch) * GATES * h_row);
         in_parallel([&](Part p) {
             const Range x_units = split_batch ? Range{0, x_blocks} : share(x_blocks, p.threads, p.thread);
             const auto pack = [&](const T* weight, int64_t columns, Range own, F* panels) {
@@ -314,33 +318,36 @@ struct Lstm {
             };
             pack((const T*)x.w_hidden, hidden, p.units, r_panels.get());
             if (x.dinputs) pack((const T*)x.w_input, width, x_units, w_panels.get());
-            const int64_t steps = chunk_steps(p), tiles = (own_units(p) + MAX_ROWS - 1) / MAX_ROWS;
-            const int64_t capacity = learns ? std::max(GATHER, steps * p.count()) : 0;
-            const Buffer<F> mine(split_batch ? steps * p.count() * GATES * h_row : 0);
+            // What is this thread's of the weights' gradients: all that its rows give, or of all rows what belongs to its units.
+            Part of_weights = p;
+            if (!apart) of_weights.rows = {0, batch}, of_weights.units = share(blocks, p.threads, p.thread);
+            const int64_t steps = chunk_steps(of_weights), tiles = (own_units(of_weights) + MAX_ROWS - 1) / MAX_ROWS;
+            const int64_t capacity = learns ? std::max(GATHER, steps * of_weights.count()) : 0;
+            const Buffer<F> mine(apart ? steps * p.count() * GATES * h_row : 0);
             const auto take = prepare(p);
             const Buffer<T> scratch(p.count() * WIDTH * N);
             const Buffer<F> left(GATES * tiles * MAX_ROWS * elements<F>(capacity));
             const Buffer<F> right(PANELS * elements<F>(capacity) * WIDTH * N);
             const Buffer<int64_t> places(2 * capacity);
             Gathered gathered{left.get(), right.get(), places.get(), places.get() + capacity, 0, capacity, true};
-            F* const dgates = split_batch ? mine.get() : shared.get();
+            F* const dgates = apart ? mine.get() : shared.get();
             for (int64_t last = x.time, first; last > 0; last = first) {
                 first = std::max<int64_t>(0, last - steps);
                 // The panels are there and, where they are shared, nobody needs the last chunk's gradients any more.
-                if (!split_batch || last == x.time) barrier.wait(p.threads);
+                if (!apart || last == x.time) barrier.wait(p.threads);
                 for (int64_t t = last - 1; t >= first; t--) {
-                    F* const now = dgates + (t - first) * p.count() * GATES * h_row;
+                    F* const now = dgates + ((t - first) * of_weights.count() + p.rows.first - of_weights.rows.first) * GATES * h_row;
                     take(t, now);
                     if (!split_batch) barrier.wait(p.threads);
                     to_state(t, p, now, r_panels.get(), scratch.get());
                 }
                 if (x.dinputs) to_inputs(first, last, p, dgates, x_units, w_panels.get());
-                if (gathered.count + (last - first) * p.count() > capacity) weight_gradients(p, gathered, parts.get());
-                gather(first, last, p, dgates, gathered);
+                if (split_batch && !apart) barrier.wait(p.threads);
+                if (gathered.count + (last - first) * of_weights.count() > capacity) weight_gradients(of_weights, gathered, parts.get());
+                gather(first, last, of_weights, dgates, gathered);
             }
-            weight_gradients(p, gathered, parts.get());
-            if (!split_batch) return;
-            if (gathered.fresh && learns) memset(parts.get() + p.thread * deep * joint, 0, deep * joint * sizeof(T));  // it had no rows
+            weight_gradients(of_weights, gathered, parts.get());
+            if (!apart) return;
             barrier.wait(p.threads);
             const Range own = share(deep, p.threads, p.thread);
             const auto add_up = [&](void* to, int64_t from, int64_t columns) {
@@ -435,7 +442,7 @@ struct Lstm {
             const Vec<T> value = load(previous(t, b) + block * N, lanes(block));
             return has(REC) ? value * mask(REC, t, b, block, k) : value;
         };
-        if (split_batch) {
+        if (apart) {
             const Buffer<T> row(joint + N);
             for (int64_t k = 0; k < copies(); k++)
                 sum(p, from, k, GATES / copies(), joint, parts + p.thread * GATES * hidden * joint,
