@@ -491,6 +491,19 @@ def test_the_readable_loop_can_be_traced_as_a_whole(noise):
     torch.testing.assert_close((compiled, exported), (expected, expected))
 
 
+@kinds
+def test_transformed_and_exported_the_readable_loop_runs_by_itself(kind):
+    torch.manual_seed(0)
+    layer, inputs = OURS[kind](I, H, state_noise=Zoneout(hidden=0.05)).eval(), torch.randn(T, B, I)
+    expected, *_ = layer(inputs)
+    exported, *_ = torch.export.export(layer, (inputs,)).module()(inputs)
+    torch.testing.assert_close(exported, expected)
+    weights = dict(layer.named_parameters())
+    gradient = torch.func.grad(lambda own: torch.func.functional_call(layer, own, inputs)[0].sum())(weights)
+    expected = torch.autograd.grad(expected.sum(), list(weights.values()))
+    torch.testing.assert_close(list(gradient.values()), list(expected), rtol=1e-4, atol=1e-4)
+
+
 def test_a_mask_can_be_compiled():
     torch._dynamo.reset()
     dropout, inputs = zoo.LockedDropout(0.5), torch.ones(T, B, 500)

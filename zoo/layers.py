@@ -73,8 +73,8 @@ class Recurrent(nn.Module):
 
     What torch's have and these do not: `proj_size`, packed sequences (`lengths` is their like), inputs without a batch or of
     a batch of 0, `all_weights`; `bias` and `dropout` are attributes of other types. A second backward pass through the same
-    graph, a gradient of the gradient, `torch.func` and `torch.export` need the backend "reference": the others write over
-    what they saved.
+    graph, a gradient of the gradient and `torch.compile(fullgraph=True)` need the backend "reference": the others write over
+    what they saved. `torch.func`, `torch.export` and `torch.jit.trace` find it by themselves.
 
     Raises `ValueError` for arguments that do not fit, before any work.
     """

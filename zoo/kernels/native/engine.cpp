@@ -22,8 +22,6 @@ int lstm_backward_float64(const Arguments* x) { return run([x] { Lstm<double>(*x
 #ifdef __AVX512BF16__
 int lstm_forward_bfloat16(const Arguments* x) { return run([x] { Lstm<float, Pair>(*x).forward(); }); }
 int lstm_backward_bfloat16(const Arguments* x) { return run([x] { Lstm<float, Pair>(*x).backward(); }); }
-#endif
-#ifdef __AVX512BF16__
 int normalised_forward_bfloat16(const Arguments* x) { return run([x] { NormalisedLstm<float, Pair>(*x).forward(); }); }
 int normalised_backward_bfloat16(const Arguments* x) { return run([x] { NormalisedLstm<float, Pair>(*x).backward(); }); }
 #endif
