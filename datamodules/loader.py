@@ -86,8 +86,9 @@ class Examples(Loader[Batch]):
 
     The last batch may be smaller. Each of `world_size` processes takes its share of every batch. Under `draw` the shares
     are equal, for training: the last batch leaves out what cannot be shared, fewer than `world_size` examples, others in
-    each epoch; and a last share of one example, in which batch norm has no variance, takes another from the batch before.
-    In order no example is left out, for evaluation: a share may be larger by one than another, or empty.
+    each epoch; and a last share of one example, in which batch norm has no variance, takes another from the batch before,
+    where shares are of three or more. In order no example is left out, for evaluation: a share may be larger by one than
+    another, or empty.
     """
 
     def __init__(
@@ -108,11 +109,8 @@ class Examples(Loader[Batch]):
             check_shares(batch_size, world_size)
             self._order = self.generator.permutation(count)[: count - count % world_size]
         self._ends = [*range(batch_size, len(self._order), batch_size), len(self._order)]
-        if (
-            draw is not None
-            and len(self._order) % batch_size == world_size
-            and batch_size > 2 * world_size < self._ends[-1]
-        ):
+        alone = draw is not None and len(self._order) % batch_size == world_size
+        if alone and len(self._ends) > 1 and batch_size > 2 * world_size:
             self._ends[-2] -= world_size
 
     def __len__(self) -> int:

@@ -159,7 +159,7 @@ def test_few_inputs_and_more(kind, bias, count, backend, monkeypatch):
 @pytest.mark.skipif(not native.multiplies_bfloat16(), reason="the processor does not multiply bfloat16")
 @kinds
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("sizes", [(7, 17, 33), (5, 3, 16), (30, 64, 21), (5, 9, 180)])
+@pytest.mark.parametrize("sizes", [(7, 17, 33), (5, 24, 16), (6, 64, 21), (4, 30, 180)])
 @pytest.mark.parametrize("site", ["none", "rec of each gate", "all"])
 @pytest.mark.parametrize("count", [1, 5])
 def test_bfloat16_rounds_the_factors_of_the_recurrent_product(kind, threads, sizes, site, count, monkeypatch):
@@ -180,14 +180,20 @@ def test_bfloat16_rounds_the_factors_of_the_recurrent_product(kind, threads, siz
     assert max(errors) < 0.5 * max(relative(*pair) for pair in zip(exact, expected, strict=True))
 
 
-def test_few_inputs_far_from_zero():
-    """The variance is that of the differences to the mean, not a difference of squares."""
-    leaves = {name: value.detach() for name, value in problem(batch=8).items()}
-    leaves["inputs"] = leaves["inputs"][..., :1] + 1000
-    leaves["w"] = leaves["w"][:, :1]
-    outputs = run(kernels, "batch", {name: value.float() for name, value in leaves.items()})[0]
-    leaves["inputs"] = leaves["inputs"].float().double()
-    torch.testing.assert_close(outputs.double(), run(functional, "batch", leaves)[0], rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("cancels", [False, True])
+def test_few_inputs_that_go_together_far_from_zero(cancels, monkeypatch):
+    """The variance is one of differences, not a difference of squares; where the weights cancel it is not below 0 either."""
+    monkeypatch.setitem(globals(), "I", 2)
+    leaves = {name: value.detach().float() for name, value in problem(batch=100).items()}
+    celsius = leaves["inputs"][..., 0] * 10 + 1000
+    leaves["inputs"] = torch.stack([celsius, 1.8 * celsius + 32], -1)
+    if cancels:
+        leaves["w"][:, 1] = leaves["w"][:, 0] / -1.8
+    outputs, _, _, _, _, var, *_ = run(kernels, "batch", leaves)
+    expected, _, _, _, _, exact, *_ = run(functional, "batch", {name: value.double() for name, value in leaves.items()})
+    assert (var >= 0).all()
+    torch.testing.assert_close(var.double(), exact, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(outputs.double(), expected, rtol=0, atol=0.02 if cancels else 1e-4)
 
 
 @kinds

@@ -85,7 +85,8 @@ def folders() -> dict[str, Path]:
 def names(pretrained: bool = False) -> list[str]:
     """Every name that `build` knows, of the models on this machine and the published ones; `pretrained` have weights to
     `load`."""
-    return sorted({name for name, folder in folders().items() if has_weights(folder) or not pretrained} | {*PUBLISHED})
+    here = folders()
+    return sorted(name for name in {*here, *PUBLISHED} if not pretrained or name not in here or has_weights(here[name]))
 
 
 def find(name: str | Path, revision: str | None = None) -> Found:
@@ -134,7 +135,8 @@ def _download(repository: str, revision: str | None) -> Path:
 
 
 def load(name: str | Path, revision: str | None = None) -> "Task":
-    """The pretrained model `name` in evaluation mode: a name of `names()`, a folder, or a Hub repository.
+    """The pretrained model `name` in evaluation mode: a name of `names(pretrained=True)`, a folder, or a Hub
+    repository.
 
     Only safetensors are opened, only classes of this package are built, and every file is verified by its sha256. Raises
     `UserError` for an unknown name, a recipe without weights, or a folder that is incomplete, changed or inconsistent.

@@ -69,12 +69,13 @@ class Recurrent(nn.Module):
     Under autocast the layer still runs in its weights' dtype, and its outputs have it (torch's layers mostly run and
     answer in autocast's): an error of rounding in a state is carried through the whole sequence. Autocast to bfloat16 lets
     an LSTM on a processor that multiplies such numbers round the factors of its products alone (with normalisation that of
-    R), which is twice as fast.
+    R), which makes a large layer up to twice as fast.
 
     What torch's have and these do not: `proj_size`, packed sequences (`lengths` is their like), inputs without a batch or of
     a batch of 0, `all_weights`; `bias` and `dropout` are attributes of other types. A second backward pass through the same
-    graph, a gradient of the gradient and `torch.compile(fullgraph=True)` need the backend "reference": the others write over
-    what they saved. `torch.func`, `torch.export` and `torch.jit.trace` find it by themselves.
+    graph, a gradient of the gradient, `torch.compile(fullgraph=True)` and strict `torch.export` need the backend
+    "reference", as the others write over what they saved; `torch.func`, `torch.export` and `torch.jit.trace` find it by
+    themselves.
 
     Raises `ValueError` for arguments that do not fit, before any work.
     """

@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout: the noise of training stays on, and the probabilities of many passes are averaged."""
+"""Monte-Carlo dropout: the layers' noise of training stays on, and the probabilities of many passes are averaged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

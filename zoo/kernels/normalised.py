@@ -1,8 +1,9 @@
 """The LSTMs with batch and layer normalisation: backpropagation through time by hand, in plain torch or compiled.
 
 Both are one computation around torch's fused normalisations. The inputs' part of the gates is normalised for all steps at
-once, outside of the loop; the recurrent part and the cell step by step. What is kept and overwritten is as in
-`zoo.kernels.bptt`; the recurrent part too becomes its gradient on the way back.
+once, outside of the loop (of few inputs their weights are, and native code multiplies them within the step); the recurrent
+part and the cell step by step. What is kept and overwritten is as in `zoo.kernels.bptt`; in plain torch the recurrent part
+too becomes its gradient on the way back.
 """
 
 from collections.abc import Sequence
@@ -71,11 +72,13 @@ def _few(
     """`_projected` as one product: the moments of W x follow from those of x, W mean(x) and w' cov(x) w."""
     shift = torch.zeros_like(gain) if bias is None else bias
     if given is None:
-        mean_of_inputs = inputs.mean(1, keepdim=True)
-        inputs = inputs - mean_of_inputs
-        covariance = inputs.mT @ inputs / inputs.shape[1]
-        mean = linear(mean_of_inputs, weight).squeeze(1)
-        var = (weight @ covariance * weight).sum(-1)
+        exact, own = inputs.double(), weight.double()  # of inputs that go together the differences may be small
+        mean_of_inputs = exact.mean(1, keepdim=True)
+        exact = exact - mean_of_inputs
+        inputs = exact.to(inputs.dtype)
+        covariance = exact.mT @ exact / inputs.shape[1]
+        mean = linear(mean_of_inputs, own).squeeze(1).to(weight.dtype)
+        var = (own @ covariance * own).sum(-1).to(weight.dtype)
         scale = gain * (var + eps).rsqrt()
         shift = shift.expand_as(scale)
     else:

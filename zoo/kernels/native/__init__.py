@@ -182,7 +182,7 @@ def normalised(
     population: Sequence[Tensor] | None,
     bfloat16: bool,
 ) -> Normalised:
-    """`zoo.kernels.normalised.LSTM` forward; `projected` (T, B, 4 H) becomes the gates.
+    """`zoo.kernels.normalised.LSTM` forward; a `projected` of (T, B, 4 H) becomes the gates.
 
     `gains` are those of the hidden product and of the cell, and the cell's shift; `population` the means and variances of
     both, to be taken in place of the batch's.

@@ -23,7 +23,7 @@ struct Arguments {
     const void *doutputs, *dcells;
     void *dh, *dc, *dinputs, *dw_input, *dw_hidden, *dbias;
     Mask masks[SITES];
-    // Of the normalised LSTM, whose gates come in holding the inputs' part, its width 0:
+    // Of the normalised LSTM, of width 0, whose gates come in holding the inputs' part unless the inputs are few:
     int64_t norm, population, few;  // a Norm; whether the moments are given; inputs that come in themselves
     double eps;
     const void *gain_hidden, *gain_cell, *bias_cell;

@@ -386,7 +386,7 @@ struct Lstm {
         });
     }
 
-    // dx(t) = W' dgates of some steps
+    // dx(t) = W' dgates of some steps; not for threads that share the batch without being `apart`
     void to_inputs(int64_t first_step, int64_t last_step, const Part& p, const F* dgates, Range units, const F* panels) const {
         const bool whole = p.count() == batch;  // then the rows of all steps follow each other
         for_panels<T>(units, width, [&](int64_t first, int wide, int tail) {

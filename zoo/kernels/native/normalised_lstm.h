@@ -1,5 +1,5 @@
 // An LSTM layer with batch or layer normalisation of R h and of the cell's way into the output.
-// The equations are those of zoo/functional.py; the inputs' part comes in normalised.
+// The equations are those of zoo/functional.py; the inputs' part comes in normalised, or the weights of few inputs do.
 #pragma once
 
 #include "lstm.h"

@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
-#include <utility>
 #include <vector>
 #if defined(__unix__) || defined(__APPLE__)
 #include <sched.h>
@@ -116,7 +115,6 @@ class Buffer {
    public:
     explicit Buffer(int64_t count) : bytes(count * sizeof(T)), memory(count ? (T*)pool.take(bytes) : nullptr) {}
     Buffer(const Buffer&) = delete;
-    Buffer(Buffer&& other) : bytes(other.bytes), memory(std::exchange(other.memory, nullptr)) {}
     ~Buffer() {
         if (memory) pool.give(memory, bytes);
     }
