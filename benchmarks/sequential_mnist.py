@@ -3,11 +3,10 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import report
-from trainer import Clock, quiet_trainer
+from trainer import Clock, Precision, quiet_trainer
 
 from datamodules.loader import Draw
 from datamodules.mnist import Sequences
@@ -20,9 +19,6 @@ MODELS: dict[str, Callable[[], SequenceClassifier]] = {
     "zoneout-pmnist": ZoneoutClassifier,
     "rbn-pmnist": RecurrentBatchNormClassifier,
 }
-
-
-Precision = Literal["32-true", "bf16-mixed"]
 
 
 def seconds(

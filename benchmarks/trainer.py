@@ -3,9 +3,11 @@
 import logging
 import time
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
+
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 def quiet_trainer(**options: Any) -> Trainer:

@@ -3,14 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import report
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
-from trainer import Clock, quiet_trainer
+from trainer import Clock, Precision, quiet_trainer
 
 from datamodules.stream import Stream
 from zoo.batches import Window
@@ -19,7 +19,6 @@ from zoo.tasks import LanguageModel
 
 VOCABULARY = 10_000
 ROUNDS = 3
-Precision = Literal["32-true", "bf16-mixed"]
 
 
 class Size(NamedTuple):

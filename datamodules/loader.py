@@ -109,8 +109,8 @@ class Examples(Loader[Batch]):
             check_shares(batch_size, world_size)
             self._order = self.generator.permutation(count)[: count - count % world_size]
         self._ends = [*range(batch_size, len(self._order), batch_size), len(self._order)]
-        alone = draw is not None and len(self._order) % batch_size == world_size
-        if alone and len(self._ends) > 1 and batch_size > 2 * world_size:
+        of_one = len(self._order) % batch_size == world_size
+        if draw is not None and of_one and len(self._ends) > 1 and batch_size > 2 * world_size:
             self._ends[-2] -= world_size
 
     def __len__(self) -> int:

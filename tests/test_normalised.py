@@ -10,7 +10,7 @@ from torch.nn.functional import batch_norm, layer_norm, linear
 from zoo import functional, kernels
 from zoo.functional import Gains, Moments, Weights
 from zoo.kernels import native
-from zoo.kernels.normalised import FEW_INPUTS
+from zoo.kernels.normalised import NARROW
 from zoo.layers import LSTM, BatchNormLSTM, LayerNormLSTM
 from zoo.noise import Noise
 from zoo.regularisers import WeightDrop, Zoneout
@@ -147,8 +147,8 @@ def test_without_biases_and_with_one(kind, backend):
 @backends
 @pytest.mark.parametrize("kind", ["batch", "population"])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("count", [1, FEW_INPUTS, FEW_INPUTS + 1])
-def test_few_inputs_and_more(kind, bias, count, backend, monkeypatch):
+@pytest.mark.parametrize("count", [1, NARROW, NARROW + 1])
+def test_narrow_inputs_and_more(kind, bias, count, backend, monkeypatch):
     """Whose product is normalised by their own moments, or by its."""
     monkeypatch.setitem(globals(), "I", count)
     leaves = problem(bias=bias)
@@ -181,7 +181,7 @@ def test_bfloat16_rounds_the_factors_of_the_recurrent_product(kind, threads, siz
 
 
 @pytest.mark.parametrize("cancels", [False, True])
-def test_few_inputs_that_go_together_far_from_zero(cancels, monkeypatch):
+def test_narrow_inputs_that_go_together_far_from_zero(cancels, monkeypatch):
     """The variance is one of differences, not a difference of squares; where the weights cancel it is not below 0 either."""
     monkeypatch.setitem(globals(), "I", 2)
     leaves = {name: value.detach().float() for name, value in problem(batch=100).items()}

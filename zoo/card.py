@@ -411,9 +411,9 @@ def speeds(measured: str) -> str:
     """The README's excerpt of `benchmarks/recurrent.md`: the layer with zoneout beside the eager loop and torch's."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in measured.splitlines() if line.startswith("| ")]
     lines = [
-        "| size | eager loop / ours | torch.nn.LSTM / ours | the same, both in bfloat16 | ours / ours in bfloat16 |"
+        "| size | eager loop / ours | torch.nn.LSTM / ours | the same, both in bfloat16 | ours / ours in bfloat16 |",
+        "|---|---|---|---|---|",
     ]
-    lines += ["|---|---|---|---|---|"]
     kinds = ("zoo.LSTM, zoneout", "zoo.LSTM, zoneout, bfloat16", "torch.nn.LSTM, bfloat16")
     for ours, rounded, theirs in zip(*([row for row in rows if row[1] == kind] for kind in kinds), strict=True):
         own, half, vendor = (float(row[2]) for row in (ours, rounded, theirs))

@@ -83,8 +83,7 @@ def folders() -> dict[str, Path]:
 
 
 def names(pretrained: bool = False) -> list[str]:
-    """Every name that `build` knows, of the models on this machine and the published ones; `pretrained` have weights to
-    `load`."""
+    """Every name that `build` knows, of this machine's models and the published ones; `pretrained`, that `load` does."""
     here = folders()
     return sorted(name for name in {*here, *PUBLISHED} if not pretrained or name not in here or has_weights(here[name]))
 

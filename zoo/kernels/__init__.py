@@ -38,9 +38,9 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool, normalised
         "torch": lambda: True,
         "reference": lambda: True,
     }
-    if backend == "auto" and tracing():
-        return "reference"  # nobody sees what the others write to
     if backend == "auto":
+        if tracing():
+            return "reference"  # nobody sees what the others write to
         # It packs the weights at every call, which pays for a sequence or a batch.
         slow = ("native",) if inputs.shape[:2].numel() == 1 and inputs.device.type == "cpu" else ()
         return next(name for name, can in able.items() if name not in slow and can())

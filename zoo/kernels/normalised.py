@@ -1,9 +1,9 @@
 """The LSTMs with batch and layer normalisation: backpropagation through time by hand, in plain torch or compiled.
 
 Both are one computation around torch's fused normalisations. The inputs' part of the gates is normalised for all steps at
-once, outside of the loop (of few inputs their weights are, and native code multiplies them within the step); the recurrent
-part and the cell step by step. What is kept and overwritten is as in `zoo.kernels.bptt`; in plain torch the recurrent part
-too becomes its gradient on the way back.
+once, outside of the loop (of narrow inputs their weights are, and native code multiplies them within the step); the
+recurrent part and the cell step by step. What is kept and overwritten is as in `zoo.kernels.bptt`; in plain torch the
+recurrent part too becomes its gradient on the way back.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from zoo.kernels.checks import check
 from zoo.kernels.loops import add_product, add_product_backward, hidden_weight_gradient
 from zoo.noise import Noise
 
-# Of so few inputs a pass over them costs nothing beside one over their product, of which batch norm takes several.
-FEW_INPUTS = 4
+# A pass over inputs of no more columns costs nothing beside one over their product, of which batch norm takes several.
+NARROW = 4
 
 
 def batch_norm_lstm(
@@ -41,9 +41,9 @@ def batch_norm_lstm(
     if population is not None:
         given, *in_loop = zip(population[::2], population[1::2], strict=True)
         norms = [Norm("batch", eps, mean, var) for mean, var in in_loop]
-    projected: Tensor | native.Few
-    if inputs.shape[-1] <= FEW_INPUTS:
-        projected, of_product = _few(inputs, weights.input, gains.input, bias, given, eps)
+    projected: Tensor | native.Narrow
+    if inputs.shape[-1] <= NARROW:
+        projected, of_product = _narrow(inputs, weights.input, gains.input, bias, given, eps)
         if inputs.requires_grad or not compiled:
             ones = torch.ones_like(inputs[..., :1])
             projected = torch.cat([projected.inputs, ones], -1) @ projected.weights
@@ -66,9 +66,9 @@ def _projected(
     return normal.view(batch, time, -1).transpose(0, 1).contiguous(), (mean.view(time, -1), var.view(time, -1))
 
 
-def _few(
+def _narrow(
     inputs: Tensor, weight: Tensor, gain: Tensor, bias: Tensor | None, given: tuple[Tensor, Tensor] | None, eps: float
-) -> tuple[native.Few, tuple[Tensor, Tensor]]:
+) -> tuple[native.Narrow, tuple[Tensor, Tensor]]:
     """`_projected` as one product: the moments of W x follow from those of x, W mean(x) and w' cov(x) w."""
     shift = torch.zeros_like(gain) if bias is None else bias
     if given is None:
@@ -86,7 +86,7 @@ def _few(
         scale = gain * (var + eps).rsqrt()
         shift = shift - scale * mean
     weights = torch.cat([scale.unsqueeze(1) * weight.mT, shift.unsqueeze(1)], 1)
-    return native.Few(inputs, weights), (mean.detach(), var.detach())
+    return native.Narrow(inputs, weights), (mean.detach(), var.detach())
 
 
 def layer_norm_lstm(
@@ -165,7 +165,7 @@ class Norm:
 
 
 def _run(
-    projected: Tensor | native.Few,
+    projected: Tensor | native.Narrow,
     state: LSTMState,
     weights: Weights,
     gains: Gains,
@@ -180,7 +180,7 @@ def _run(
     arguments = *state, weights.hidden, *gains_in_loop, noise, norm_hidden, norm_cell
     moments: Sequence[Tensor]
     if compiled:
-        parts = projected if isinstance(projected, native.Few) else (None, projected)
+        parts = projected if isinstance(projected, native.Narrow) else (None, projected)
         outputs, cells, h, c, *moments = CompiledLSTM.apply(*parts, *arguments, bfloat16)  # type: ignore[no-untyped-call]
     else:
         outputs, cells, h, c = LSTM.apply(projected, *arguments)  # type: ignore[no-untyped-call]
@@ -271,13 +271,13 @@ class LSTM(torch.autograd.Function):
 class CompiledLSTM(torch.autograd.Function):
     """`LSTM` in native code -> outputs, cells, final h, c and, of a batch, mean and variance of R h(t-1) and of c'.
 
-    `projected` is what `LSTM` takes or, with few inputs, the weights of their product (`native.Few`).
+    `projected` is what `LSTM` takes or, of narrow inputs, the weights of their product (`native.Narrow`).
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        few_inputs: Tensor | None,
+        narrow_inputs: Tensor | None,
         projected: Tensor,
         h: Tensor,
         c: Tensor,
@@ -292,10 +292,10 @@ class CompiledLSTM(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         gains = gain_hidden, gain_cell, bias_cell
         given = None if norm_hidden.given is None or norm_cell.given is None else (*norm_hidden.given, *norm_cell.given)
-        few = None if few_inputs is None else native.Few(few_inputs, projected)
+        narrow = None if narrow_inputs is None else native.Narrow(narrow_inputs, projected)
         ctx.kind, ctx.eps, ctx.population, ctx.bfloat16 = norm_hidden.kind, norm_hidden.eps, given is not None, bfloat16
-        left = native.normalised(few or projected, h, c, w_hidden, gains, noise, ctx.kind, ctx.eps, given, bfloat16)
-        bptt.keep(ctx, noise, *left, h, c, w_hidden, *gains, *(few or ()))
+        left = native.normalised(narrow or projected, h, c, w_hidden, gains, noise, ctx.kind, ctx.eps, given, bfloat16)
+        bptt.keep(ctx, noise, *left, h, c, w_hidden, *gains, *(narrow or ()))
         of_batch = ctx.kind == "batch" and given is None
         moments = [moment.clone() for moment in left[5:]] if of_batch else []
         ctx.mark_non_differentiable(*moments)
@@ -304,11 +304,11 @@ class CompiledLSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any, *_: Any) -> tuple[Tensor | None, ...]:
         saved = bptt.take(ctx)
-        left, (h, c, w_hidden), gains, few = native.Normalised(*saved[:9]), saved[9:12], saved[12:15], saved[15:]
+        left, (h, c, w_hidden), gains, narrow = native.Normalised(*saved[:9]), saved[9:12], saved[12:15], saved[15:]
         dh, dc = bptt.own(dh, h), bptt.own(dc, c)
         dprojected, dw, dgains = native.normalised_backward(
             left,
-            native.Few(*few) if few else None,
+            native.Narrow(*narrow) if narrow else None,
             h,
             c,
             w_hidden,

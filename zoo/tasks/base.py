@@ -217,7 +217,7 @@ class Task(LightningModule):
                 self.trainer.should_stop = self.ended = True
 
     def on_fit_end(self) -> None:
-        """Leaves what validation saw in the place of the weights, for good."""
+        """Leaves the averages, which validation saw, in the place of the weights."""
         for optimizer in self._validated_optimizers():
             optimizer.swap()
 

@@ -55,14 +55,22 @@ class _Arguments(ctypes.Structure):
             for name in names
         ),
         ("masks", _Mask * len(Noise._fields)),
-        *((name, ctypes.c_int64) for name in ("norm", "population", "few")),
+        *((name, ctypes.c_int64) for name in ("norm", "population", "narrow")),
         ("eps", ctypes.c_double),
         *(
             (name, ctypes.c_void_p)
             for names in (
-                ("gain_hidden", "gain_cell", "bias_cell", "few_inputs", "few_weights", "normal_hidden", "normal_cell"),
+                (
+                    "gain_hidden",
+                    "gain_cell",
+                    "bias_cell",
+                    "narrow_inputs",
+                    "narrow_weights",
+                    "normal_hidden",
+                    "normal_cell",
+                ),
                 ("hidden_mean", "hidden_var", "cell_mean", "cell_var"),
-                ("dgain_hidden", "dgain_cell", "dbias_cell", "dfew_weights"),
+                ("dgain_hidden", "dgain_cell", "dbias_cell", "dnarrow_weights"),
             )
             for name in names
         ),
@@ -137,8 +145,8 @@ class Loops(loops.Loops):
         return made[0], made[1], made[2], made[3]
 
 
-class Few(NamedTuple):
-    """The inputs' part of the gates where the inputs are few: [x, 1] W(t), taken within the step."""
+class Narrow(NamedTuple):
+    """The inputs' part of the gates where the inputs are narrow: [x, 1] W(t), taken within the step."""
 
     inputs: Tensor
     """(T, B, I)"""
@@ -171,7 +179,7 @@ _GAINS = ("gain_hidden", "gain_cell", "bias_cell")
 
 
 def normalised(
-    projected: Tensor | Few,
+    projected: Tensor | Narrow,
     h: Tensor,
     c: Tensor,
     w_hidden: Tensor,
@@ -188,10 +196,10 @@ def normalised(
     both, to be taken in place of the batch's.
     """
     hidden_size = h.shape[-1]
-    if isinstance(projected, Few):
-        few, gates = projected, h.new_empty(*projected.inputs.shape[:2], 4 * hidden_size)
+    if isinstance(projected, Narrow):
+        narrow, gates = projected, h.new_empty(*projected.inputs.shape[:2], 4 * hidden_size)
     else:
-        few, gates = None, projected
+        narrow, gates = None, projected
     time, batch, width = gates.shape
     made = [gates.new_empty(time, batch, size) for size in (hidden_size, hidden_size, width, hidden_size)]
     if population is not None:
@@ -200,18 +208,16 @@ def normalised(
         sizes = (width, width, hidden_size, hidden_size) if kind == "batch" else 4 * (batch,)
         moments = [gates.new_empty(time, size) for size in sizes]
     left = Normalised(gates, *made, *moments)
-    given: dict[str, Tensor | None] = {**dict(zip(_GAINS, gains, strict=True)), "h": h, "c": c, "w_hidden": w_hidden}
-    numbers = {"norm": _NORMS[kind], "population": population is not None, "eps": eps, "width": 0}
-    if few:
-        given |= {"few_inputs": few.inputs, "few_weights": few.weights}
-        numbers["few"] = few.inputs.shape[-1]
+    given, numbers = _normalised_arguments(
+        kind, eps, population is not None, gains, narrow, h=h, c=c, w_hidden=w_hidden
+    )
     _call("normalised_forward", gates, gates, given, _buffers(left), noise, numbers, bfloat16)
     return left
 
 
 def normalised_backward(
     left: Normalised,
-    few: Few | None,
+    narrow: Narrow | None,
     h: Tensor,
     c: Tensor,
     w_hidden: Tensor,
@@ -227,22 +233,31 @@ def normalised_backward(
     dc: Tensor,
     learns: bool,
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """The gradients of the inputs' part, `left.gates` or of the weights of `few`, of R if it `learns`, and of `gains`."""
-    given: dict[str, Tensor | None] = {**dict(zip(_GAINS, gains, strict=True)), "h": h, "c": c, "w_hidden": w_hidden}
+    """The gradients of the inputs' part (`left.gates`, or the weights of `narrow`), of R if it `learns`, and of `gains`."""
+    given, numbers = _normalised_arguments(kind, eps, population, gains, narrow, h=h, c=c, w_hidden=w_hidden)
     given |= {"doutputs": doutputs, "dcells": dcells}
     made = [torch.empty_like(gain, memory_format=torch.contiguous_format) for gain in gains]
     written: dict[str, Tensor | None] = {f"d{name}": gain for name, gain in zip(_GAINS, made, strict=True)}
     dw = w_hidden.new_empty(w_hidden.shape) if learns else None
     written |= {"dh": dh, "dc": dc, "dw_hidden": dw}
-    numbers = {"norm": _NORMS[kind], "population": population, "eps": eps, "width": 0}
     dprojected = left.gates
-    if few:
-        dprojected = torch.zeros_like(few.weights, memory_format=torch.contiguous_format)
-        given |= {"few_inputs": few.inputs, "few_weights": few.weights}
-        written["dfew_weights"] = dprojected
-        numbers["few"] = few.inputs.shape[-1]
+    if narrow:
+        dprojected = torch.zeros_like(narrow.weights, memory_format=torch.contiguous_format)
+        written["dnarrow_weights"] = dprojected
     _call("normalised_backward", left.gates, left.gates, given, _buffers(left) | written, noise, numbers, bfloat16)
     return dprojected, dw, made
+
+
+def _normalised_arguments(
+    kind: Kind, eps: float, population: bool, gains: Sequence[Tensor], narrow: Narrow | None, **given: Tensor | None
+) -> tuple[dict[str, Tensor | None], dict[str, float]]:
+    """The tensors and the numbers that both passes are given."""
+    numbers = {"norm": _NORMS[kind], "population": population, "eps": eps, "width": 0}
+    given |= dict(zip(_GAINS, gains, strict=True))
+    if narrow:
+        given |= {"narrow_inputs": narrow.inputs, "narrow_weights": narrow.weights}
+        numbers["narrow"] = narrow.inputs.shape[-1]
+    return given, numbers
 
 
 def _buffers(left: Normalised) -> dict[str, Tensor]:

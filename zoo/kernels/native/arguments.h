@@ -23,14 +23,14 @@ struct Arguments {
     const void *doutputs, *dcells;
     void *dh, *dc, *dinputs, *dw_input, *dw_hidden, *dbias;
     Mask masks[SITES];
-    // Of the normalised LSTM, of width 0, whose gates come in holding the inputs' part unless the inputs are few:
-    int64_t norm, population, few;  // a Norm; whether the moments are given; inputs that come in themselves
+    // Of the normalised LSTM, of width 0, whose gates come in holding the inputs' part unless the inputs are narrow:
+    int64_t norm, population, narrow;  // a Norm; whether the moments are given; how many inputs come in themselves
     double eps;
     const void *gain_hidden, *gain_cell, *bias_cell;
-    const void *few_inputs, *few_weights;                   // (T, B, few); of each step, and the shift: (T, few + 1, 4 H)
+    const void *narrow_inputs, *narrow_weights;  // (T, B, narrow); of each step, and the shift: (T, narrow + 1, 4 H)
     void *normal_hidden, *normal_cell;
     void *hidden_mean, *hidden_var, *cell_mean, *cell_var;  // by layer no mean, and the reciprocal deviation for var
-    void *dgain_hidden, *dgain_cell, *dbias_cell, *dfew_weights;
+    void *dgain_hidden, *dgain_cell, *dbias_cell, *dnarrow_weights;
 };
 
 template <typename T>

@@ -168,21 +168,22 @@ struct Lstm {
     template <typename Prepare>
     void forward(Prepare prepare) {
         const int64_t kept = has(REC) || ROUNDED ? copies() : 0;  // of h as a factor, where it is not h itself
-        const Buffer<F> panels(blocks * h_row * GATES * N), masked(2 * kept * batch * h_row);  // of this step and of the next
+        const Buffer<F> panels(blocks * h_row * GATES * N);
+        const Buffer<F> masked(2 * kept * batch * h_row);  // rec * h, of this step and of the next
         const int64_t state = batch * hidden * sizeof(T);
         in_large_pages(gates, x.time * GATES * state);
         in_large_pages(outputs, x.time * state);
         in_large_pages(cells, (x.keep ? x.time : 1) * state);
         in_parallel([&](Part p) {
             for (int64_t u = p.thread; u < blocks; u += p.threads) pack_gates((const T*)x.w_hidden, hidden, panels.get(), u);
-            const auto take = prepare(p);
+            const auto advance = prepare(p);
             const T *h = (const T*)x.h, *c = (const T*)x.c;
             for (int64_t u = p.units.first; u < p.units.last; u++) mask_hidden(h, masked.get(), 0, p.rows, u);
             barrier.wait(p.threads);
             for (int64_t t = 0; t < x.time; t++) {
                 T *const h_out = outputs + t * batch * hidden, *const c_out = cells + (x.keep ? t * batch * hidden : 0);
                 const F* from = (kept ? masked.get() + (t % 2) * kept * batch * h_row : (const F*)h) + p.rows.first * h_row;
-                take(Forward{t, from, panels.get(), h, c, h_out, c_out, masked.get()});
+                advance(Forward{t, from, panels.get(), h, c, h_out, c_out, masked.get()});
                 h = h_out;
                 c = c_out;
                 if (!split_batch) barrier.wait(p.threads);
@@ -324,7 +325,7 @@ struct Lstm {
             const int64_t steps = chunk_steps(of_weights), tiles = (own_units(of_weights) + MAX_ROWS - 1) / MAX_ROWS;
             const int64_t capacity = learns ? std::max(GATHER, steps * of_weights.count()) : 0;
             const Buffer<F> mine(apart ? steps * p.count() * GATES * h_row : 0);
-            const auto take = prepare(p);
+            const auto retreat = prepare(p);
             const Buffer<T> scratch(p.count() * WIDTH * N);
             const Buffer<F> left(GATES * tiles * MAX_ROWS * elements<F>(capacity));
             const Buffer<F> right(PANELS * elements<F>(capacity) * WIDTH * N);
@@ -337,7 +338,7 @@ struct Lstm {
                 if (!apart || last == x.time) barrier.wait(p.threads);
                 for (int64_t t = last - 1; t >= first; t--) {
                     F* const now = dgates + ((t - first) * of_weights.count() + p.rows.first - of_weights.rows.first) * GATES * h_row;
-                    take(t, now);
+                    retreat(t, now);
                     if (!split_batch) barrier.wait(p.threads);
                     to_state(t, p, now, r_panels.get(), scratch.get());
                 }

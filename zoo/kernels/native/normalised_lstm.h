@@ -1,5 +1,5 @@
 // An LSTM layer with batch or layer normalisation of R h and of the cell's way into the output.
-// The equations are those of zoo/functional.py; the inputs' part comes in normalised, or the weights of few inputs do.
+// The equations are those of zoo/functional.py; the inputs' part comes in normalised, or the weights of narrow inputs do.
 #pragma once
 
 #include "lstm.h"
@@ -189,14 +189,14 @@ struct NormalisedLstm : Lstm<T, F> {
         store(c_out + at, c_new, n);
     }
 
-    // The inputs' part of a gate: as it came in or, of few inputs, from the step's weights, the last row of which is the shift.
+    // The inputs' part of a gate: as it came in or, of narrow inputs, from the step's weights, the last row of which is the shift.
     inline Vec<T> projected(int64_t t, int64_t b, int64_t block, int k) const {
         const int n = lanes(block);
         const int64_t row = t * batch + b, deep = GATES * hidden, column = k * hidden + block * N;
-        if (!x.few_weights) return load(gates + row * deep + column, n);
-        const T* weights = (const T*)x.few_weights + t * (x.few + 1) * deep + column;
-        Vec<T> value = load(weights + x.few * deep, n);
-        for (int64_t i = 0; i < x.few; i++) value += ((const T*)x.few_inputs)[row * x.few + i] * load(weights + i * deep, n);
+        if (!x.narrow_weights) return load(gates + row * deep + column, n);
+        const T* weights = (const T*)x.narrow_weights + t * (x.narrow + 1) * deep + column;
+        Vec<T> value = load(weights + x.narrow * deep, n);
+        for (int64_t i = 0; i < x.narrow; i++) value += ((const T*)x.narrow_inputs)[row * x.narrow + i] * load(weights + i * deep, n);
         return value;
     }
 
@@ -204,10 +204,10 @@ struct NormalisedLstm : Lstm<T, F> {
     inline void add_projected(int64_t t, int64_t b, int64_t block, int k, Vec<T> dgate) const {
         const int n = lanes(block);
         const int64_t row = t * batch + b, deep = GATES * hidden, column = k * hidden + block * N;
-        if (!x.few_weights) return store(gates + row * deep + column, dgate, n);
-        T* sums = (T*)x.dfew_weights + t * (x.few + 1) * deep + column;
-        for (int64_t i = 0; i < x.few; i++, sums += deep)
-            store(sums, load(sums, n) + ((const T*)x.few_inputs)[row * x.few + i] * dgate, n);
+        if (!x.narrow_weights) return store(gates + row * deep + column, dgate, n);
+        T* sums = (T*)x.dnarrow_weights + t * (x.narrow + 1) * deep + column;
+        for (int64_t i = 0; i < x.narrow; i++, sums += deep)
+            store(sums, load(sums, n) + ((const T*)x.narrow_inputs)[row * x.narrow + i] * dgate, n);
         store(sums, load(sums, n) + dgate, n);
     }
 
