@@ -1,4 +1,5 @@
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,28 @@ def test_list_imports_neither_torch_nor_lightning():
     assert lines[-1] == "[]"
     assert lines[0].split()[0] == "model"
     assert any(line.startswith("zaremba-small-ptb ") and "114.5" in line for line in lines)
+
+
+FAULTS = """\
+import resource, sys
+import torch
+from zoo.cli import main
+
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+sys.argv[1:] and main(sys.argv[1:])
+torch.ones(1 << 26)
+before = faults()
+torch.ones(1 << 26)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep what they like")
+@pytest.mark.parametrize(("arguments", "kept"), [(["list"], True), ([], False)])
+def test_a_command_keeps_freed_memory_for_the_next_update(arguments, kept):
+    """256 MiB taken twice: the second time they come from the system where nothing was kept."""
+    done = subprocess.run([sys.executable, "-c", FAULTS, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert (int(done.stdout.splitlines()[-1]) < 50) == kept
 
 
 def test_importing_the_package_does_not_import_torch():
