@@ -50,7 +50,7 @@ NOTES = """\
 Accuracy in %. One layer of {units} units reads a pixel a step, {steps} steps, in the image's own order; batch 100,
 RMSProp at 1e-3, the networks those of the recipes lstm-pmnist, zoneout-pmnist and rbn-mnist, with all matrices orthogonal
 at first. 50,000 images to train on, 10,000 of validation, after every epoch; seed 1. Times include validation, and for batch
-norm that its statistics are measured before. The papers train on all 784 pixels for 150 and 200 epochs."""
+norm measuring its statistics beforehand. The papers train on all 784 pixels for 150 and 200 epochs."""
 
 
 def train(build: Callable[[int, int], SequenceClassifier], units: int, downsample: int, limit: timedelta) -> list[Row]:

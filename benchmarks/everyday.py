@@ -155,9 +155,10 @@ def main() -> None:
     report.write(
         __file__,
         "Using a pretrained model",
-        ["what", "zoo", "bare torch", "takes", "zoo / bare", "asked for"],
+        ["what", "zoo", "bare torch", "takes", "zoo / bare", "limit"],
         rows,
-        f'{NAME}, two layers of 200 units. Medians of interleaved rounds. "Asked for" is the most that we allow ourselves.',
+        f'{NAME}, two layers of 200 units. Medians of interleaved rounds, of the ratios too. "Limit" is the most that we '
+        "allow ourselves.",
     )
 
 

@@ -217,7 +217,7 @@ def conclusion(results: Results) -> str:
         ]
         exceptions.setdefault(", ".join(failing), []).append(derivative)
     verdicts = [
-        f"by {', '.join(derivatives)} it holds" + (f" but for {failing}" if failing else "")
+        f"by {', '.join(derivatives)} it holds" + (f", but these fail: {failing}" if failing else "")
         for failing, derivatives in exceptions.items()
     ]
     sentences.append(

@@ -17,14 +17,15 @@ def write(
     notes: str,
     device: torch.device | None = None,
 ) -> None:
-    """Prints the table and writes it beside the script, as `<script>.md`; that of a GPU as `<script>_cuda.md`."""
+    """Prints the table and writes it beside the script, as `<script>.md` (a GPU's `<script>_cuda.md`), with its picture."""
     table = [header, ["---"] * len(header), *rows]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in table)
     count = torch.get_num_threads()
     threads = f"{count} thread{'s' if count > 1 else ''}"
     where = f"{datetime.date.today()}; {hardware(device or torch.device('cpu'))}; {threads}; torch {torch.__version__}."
-    text = f"# {title}\n\n{lines}\n\n{notes}\n\nMeasured {where}\n"
-    print(text)
     path = Path(script)
     name = path.stem if device is None or device.type == "cpu" else f"{path.stem}_{device.type}"
+    picture = f"\n\n![{title}]({name}.png)" if path.with_name(f"{name}.png").exists() else ""
+    text = f"# {title}\n\n{lines}\n\n{notes}{picture}\n\nMeasured {where}\n"
+    print(text)
     path.with_name(f"{name}.md").write_text(text, encoding="utf-8")

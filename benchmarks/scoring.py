@@ -54,7 +54,7 @@ def main() -> None:
         ["model", "plain, tokens/s", f"cache of {CACHE}, tokens/s", "time with / without"],
         rows,
         f"One stream in windows of {STEPS} steps, vocabulary {VOCABULARY:,}; the median of the windows that find the cache "
-        f"full, and of {ROUNDS} interleaved rounds.",
+        f"full, and of {ROUNDS} interleaved rounds; the ratio is the median of each round's.",
     )
 
 

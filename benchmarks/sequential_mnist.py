@@ -59,11 +59,11 @@ def main() -> None:
     report.write(
         __file__,
         "One update on sequential MNIST",
-        ["model", "zoo, ms", "in bfloat16, ms", "eager step loop, ms", "zoo / loop", "of it data"],
+        ["model", "zoo, ms", "in bfloat16, ms", "eager step loop, ms", "zoo / loop", "data's part"],
         rows,
         f"100 units, 784 steps, batch {BATCH}, under Lightning; an epoch is 500 updates. The loop is `backend: "
         f"reference`, the zoo's own readable one, in float32. The median of the updates of a run, and of {ROUNDS} "
-        "interleaved runs.",
+        "interleaved runs; the ratio is the median of each run's.",
     )
 
 

@@ -67,7 +67,7 @@ def main() -> None:
             rows.append([mode, f"{int(tokens):,}", f"{size / float(seconds):.1f}", peak])
     report.write(
         __file__,
-        f"An own corpus of {size:.0f} MB becomes token ids",
+        f"A corpus of {size:.0f} MB becomes token ids",
         ["level", "tokens", "MB/s", "peak anonymous memory, MB"],
         rows,
         "From the text file to memory-mapped ids: copied by `datasets`, hashed, counted, encoded; then one pass over the "

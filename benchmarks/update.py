@@ -109,8 +109,9 @@ def main() -> None:
         "One training update",
         ["model", "precision", "zoo with Lightning, ms", "bare torch.nn.LSTM loop, ms", "bare / zoo"],
         rows,
-        f"Batch 20, vocabulary {VOCABULARY:,}; the median of the updates of a run, and of {ROUNDS} interleaved runs. The "
-        "zoo's models have all their noise on, the bare loop has the first two's dropout and none of AWD-LSTM's.",
+        f"Batch 20, vocabulary {VOCABULARY:,}; the median of the updates of a run, and of {ROUNDS} interleaved runs; the "
+        "ratio is the median of each run's. The zoo's models have all their noise on, the bare loop has the first two's "
+        "dropout and none of AWD-LSTM's.",
     )
 
 

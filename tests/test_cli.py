@@ -151,6 +151,7 @@ def test_names_stand_for_recipes_and_weights(model):
     recipe = str(model / "config.yaml")
     assert expand("fit", ["tiny", "--x=1"]) == ["--config", recipe, "--x=1"]
     assert expand("fit", ["--config", "tiny", "--config=tiny", "-c", recipe]) == 3 * ["--config", recipe]
+    assert expand("fit", ["--model.help", "Zaremba"]) == ["--model.help", "Zaremba"]  # needs no model
     name, tiny, config, text, weights, folder = expand("test", ["tiny"])
     assert (name, tiny, config, weights, folder) == ("--name", "tiny", "--config", "--weights", str(model))
     assert json.loads(text)["model"]["init_args"] == {"vocab_size": 5, "hidden_size": 6}

@@ -294,7 +294,8 @@ def _body(name: str, card: Card, measured: Measured | None, repo_id: str | None,
         paragraphs.append(f"**Cut short: the run stopped before its schedule ended; these weights are not {whose}.**")
     if measured and measured.command and not repo_id:
         model = f"path/to/{name}"  # it lies where the user put it, under no name
-    paragraphs.append(_numbers(model, card, measured))
+    if measured or card.published:
+        paragraphs.append(_numbers(model, card, measured))
     if measured and measured.notes:
         paragraphs.append("\n".join(f"- {note}" for note in measured.notes))
     if measured and measured.evaluations:
@@ -318,14 +319,18 @@ def _numbers(model: str, card: Card, measured: Measured | None) -> str:
     ours = {result.split: result for result in measured.results} if measured else {}
     metric = measured.metric if measured else card.metric
     decimals = 3 if metric.startswith("bits") else 2
-    rows = [f"| {metric} | paper | this file | difference | predictions |", "|---|---|---|---|---|"]
+    columns = ("paper", "this file", "difference", "predictions") if measured else ("paper",)
+    rows = [f"| {metric} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for split in ("validation", "test"):
         paper, here = card.published.get(split), ours.get(split)
         difference = f"{here.value - paper:+.{decimals}f}" if here and paper else ""
-        rows.append(
-            f"| {split} | {as_published(paper)} | {number(here.value if here else None)} | {difference} | "
-            f"{f'{here.predictions:,}' if here else ''} |"
+        cells = (
+            as_published(paper),
+            number(here.value if here else None),
+            difference,
+            f"{here.predictions:,}" if here else "",
         )
+        rows.append(f"| {split} | {' | '.join(cells[: len(columns)])} |")
     lines = ["\n".join(rows)]
     if card.source:
         lines.append(f"The paper's numbers: {card.source}.")

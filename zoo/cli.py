@@ -26,9 +26,7 @@ _TRAINER_COMMANDS = {
     "predict": "write the surprisal of every token of the test text: predict NAME",
 }
 
-_FINETUNE = (
-    "train a pretrained model on a text of one's own, or to name its class: finetune NAME --corpus PATH --output DIR"
-)
+_FINETUNE = "train a pretrained model on your own text, or to classify texts: finetune NAME --corpus PATH --output DIR"
 
 _BLOCK = 1 << 14
 

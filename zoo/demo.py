@@ -1,4 +1,4 @@
-"""The tour behind `make demo`: offline, under three minutes on two cores."""
+"""The tour behind `make demo`: offline, about two minutes on two cores."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def run(epochs: int = 2) -> None:
         f"  python cli.py score {NAME} my_text.txt --compare {OUTPUT}\n"
         f"  python cli.py finetune {NAME} --corpus my_text.txt --output my-model\n"
         f'  python cli.py generate {NAME} --prompt "the federal reserve" --temperature 0.8\n'
-        "  python cli.py fit --config zaremba-medium-ptb      (Penn Treebank itself: see the README)\n"
+        "  python cli.py fit zaremba-medium-ptb      (Penn Treebank itself: see the README)\n"
         "  python cli.py --help"
     )
 

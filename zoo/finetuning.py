@@ -301,7 +301,7 @@ def finetune(
         vocabulary: The corpus's words, those that the model knows with their weights (transfer) or all afresh (new), or the
             model's own words (keep).
         normaliser: How the text is rewritten before it is cut into words (default: as for the model).
-        min_count: How often a word must stand in the training text; the others are <unk>, which needs some to be learnt.
+        min_count: How often a word must stand in the training text; the others are <unk>, learnt only if there are some.
         max_vocabulary: How many words there may be.
         pretrained: False begins with fresh weights and all layers at the full rate: what the pretraining was worth.
         epochs: How often the training text is read.

@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+import zoo.models  # noqa: F401  # its classes are those that --model may name
 from datamodules import LabelledText
 from datamodules.stream import Stream
 from datamodules.text import Split, TextDataModule
@@ -52,7 +53,8 @@ def expand(command: str, arguments: list[str]) -> list[str]:
     """
     expanded: list[str] = []
     given = {argument.partition("=")[0] for argument in arguments}
-    if not given & {"-h", "--help", "--print_config", "-c", "--config", "--model"} and (
+    nameless = {"-h", "--help", "--print_config", "-c", "--config", "--model"}
+    if not any(option in nameless or option.endswith(".help") for option in given) and (
         not arguments or arguments[0].startswith("-")
     ):
         raise UserError(
