@@ -170,9 +170,7 @@ class LabelledText(DataModule):
         """The test texts, in order."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> "LabelledTexts":
-        """The test texts, in order."""
-        return self._loader("test")
+    predict_dataloader = test_dataloader
 
     def _loader(self, split: Split, draw: Draw | None = None) -> "LabelledTexts":
         self.open(split)
@@ -182,7 +180,7 @@ class LabelledText(DataModule):
 class LabelledTexts(Examples[Labelled]):
     """The batches of one epoch: under `draw` shuffled, then sorted by length within some batches' worth of texts.
 
-    The batches are of equal size but for one text, so that none is left with a single one.
+    The shares of the batches are of equal size but for one text, so that none is left with a single one.
     """
 
     def __init__(
@@ -204,8 +202,8 @@ class LabelledTexts(Examples[Labelled]):
         lengths = np.array([len(text) for text in texts])
         spans = np.split(self._order, range(_SORTED * batch_size, len(self._order), _SORTED * batch_size))
         by_length = np.concatenate([span[np.argsort(lengths[span], stable=True)] for span in spans])
-        batches = np.array_split(by_length, len(self))
-        self._batches = [batches[index] for index in self.generator.permutation(len(batches))]
+        batches = np.array_split(by_length.reshape(-1, world_size), len(self))  # of equal shares
+        self._batches = [batches[index].flatten() for index in self.generator.permutation(len(batches))]
 
     def batch(self, index: int) -> Labelled:
         return self.take(np.array_split(self._batches[index], self._world_size)[self._rank])

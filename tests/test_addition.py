@@ -404,6 +404,11 @@ class TestBadInput:
         with pytest.raises(UserError, match=message):
             Addition(**arguments)
 
+    def test_two_validations_an_epoch(self, few_examples):
+        trainer = quiet_trainer(max_epochs=1, val_check_interval=0.5, log_every_n_steps=1)
+        with pytest.raises(UserError, match="validated once an epoch: leave out trainer.val_check_interval"):
+            trainer.fit(small(), datamodule=Addition(batches=4, batch_size=4))
+
     def test_a_checkpoint_of_harder_data(self):
         with pytest.raises(UserError, match="stopped at difficulty 5, and greatest_difficulty is 4"):
             Addition(greatest_difficulty=4).load_state_dict({"difficulty": 5})

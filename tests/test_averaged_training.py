@@ -185,6 +185,7 @@ class TestFromTheCommandLine:
         monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
         size = PennTreebank().tokenizer.vocab_size
         sizes = [f"--model.vocab_size={size}", "--model.hidden_size=8", "--model.embedding_size=8", "--data.bptt=10"]
+        sizes += ["--model.bptt=10"]
         return ["fit", "awd-lstm-ptb", *sizes, "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
 
     def test_the_best_epoch_is_stored_and_fine_tuned(self, options, capsys):
@@ -217,9 +218,23 @@ class TestFromTheCommandLine:
         assert "epoch kept: 0" in (tuned / "README.md").read_text()
         assert (tuned / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
-    def test_a_run_that_is_stopped_from_outside_is_not_finished(self, options):
+    def test_a_run_that_is_stopped_from_outside_is_not_finished(self, options, capsys):
         main([*options, "--trainer.max_epochs=1000", "--trainer.max_time=00:00:00:01"])
         assert not card.read(Path("logs/awd-lstm-ptb/version_0/awd-lstm-ptb")).measured.finished
+        assert ", cut short and so not measured;" in capsys.readouterr().out
+
+    def test_a_run_that_stops_early_by_its_own_rule_is_finished(self, options):
+        stopping = ["--trainer.callbacks=lightning.pytorch.callbacks.EarlyStopping"]
+        stopping += ["--trainer.callbacks.monitor=validation/perplexity", "--trainer.callbacks.patience=1"]
+        stopping += ["--trainer.callbacks.min_delta=1e9"]
+        main([*options, *stopping, "--trainer.max_epochs=9"])
+        measured = card.read(Path("logs/awd-lstm-ptb/version_0/awd-lstm-ptb")).measured
+        assert (measured.finished, measured.training["epochs"]) == (True, 2)
+
+    def test_fine_tuning_wants_validations(self, options, capsys):
+        with pytest.raises(SystemExit):
+            main([*options, "--model.optimization.fine_tuning=true", "--trainer.limit_val_batches=0"])
+        assert "ends by its validations, and trainer.limit_val_batches is 0" in capsys.readouterr().err
 
     def test_a_limit_of_the_training_is_none_of_the_scoring(self, options, capsys):
         main([*options, "--trainer.max_steps=2", "--trainer.limit_val_batches=1"])

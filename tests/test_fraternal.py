@@ -7,7 +7,7 @@ from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.errors import UserError
 from zoo.metrics import token_nll
-from zoo.models import AWDLSTM, FraternalLSTM, RecurrentDropoutLSTM, Zaremba
+from zoo.models import AWDLSTM, FraternalLSTM, RecurrentBatchNormLanguageModel, RecurrentDropoutLSTM, Zaremba
 from zoo.optim import NonMonotonicSGD
 
 TOKENS = torch.randint(30, (6, 3), generator=torch.Generator().manual_seed(0))
@@ -73,6 +73,13 @@ def test_evaluation_is_the_models():
     model = MODELS["awd"]().eval()
     fraternal = FraternalLSTM(model).eval()
     assert torch.equal(fraternal(TOKENS)[0], model(TOKENS)[0])
+
+
+def test_a_batch_normalised_model_takes_no_stream():
+    model = FraternalLSTM(RecurrentBatchNormLanguageModel(30, 6, max_steps=6))
+    _, _, state = model.loss(WINDOW, None)
+    with pytest.raises(UserError, match="batching is 'stream'"):
+        model.loss(WINDOW, state)
 
 
 def test_it_forgets_as_often_as_it_is_told_to():

@@ -207,6 +207,35 @@ def test_pooling_sees_each_text_as_if_alone():
         torch.testing.assert_close(together[column : column + 1], head.layers(pooled))
 
 
+def test_a_classifier_leaves_the_language_model_as_it_is():
+    torch.manual_seed(0)
+    model = Zaremba(7, hidden_size=4)
+    before, _ = model(torch.randint(7, (5, 4), generator=torch.Generator().manual_seed(0)))
+    classifier = TextClassifier(model, 2)
+    after, _ = model(torch.randint(7, (5, 4), generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(before, after)
+    assert classifier.encoder.embedding.weight is model.embedding.weight
+
+
+def test_a_classifier_reads_the_last_tokens_of_a_text():
+    torch.manual_seed(0)
+    model = TextClassifier(Zaremba(7, hidden_size=4), 2, max_tokens=4)
+    model.tokenizer = WORDS
+    assert model.classify("a b a b a c d e") == model.classify("e e e c d e") != model.classify("e e e c d a")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_shares_of_a_training_are_equal(processes):
+    texts = [np.arange(size % 50 + 1).astype(np.uint8) for size in range(1001)]
+    loaders = [
+        LabelledTexts(texts, np.zeros(1001, np.int64), 32, Draw(1, 0), rank, processes) for rank in range(processes)
+    ]
+    for batches in zip(*loaders, strict=True):
+        sizes = {len(labels) for _, labels in batches}
+        assert len(sizes) == 1
+        assert 1 < min(sizes) * processes <= 32
+
+
 def test_a_classifier_fits_with_plain_batches():
     torch.manual_seed(0)
     model = TextClassifier(Zaremba(7, hidden_size=4), 2, optimization=StepAdam(1e-3, weight_decay=0.0))

@@ -7,6 +7,7 @@ import torch
 
 from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
+from zoo.callbacks import LearningCurve
 from zoo.errors import UserError
 from zoo.evaluation import DynamicEvaluation
 from zoo.metrics import token_nll
@@ -189,3 +190,15 @@ class TestScore:
         model.tokenizer = None
         with pytest.raises(UserError, match="no tokenizer"):
             model.score("the bank rose")
+
+
+def test_the_curve_has_a_models_own_metrics_and_no_other_callbacks(data_tree, tmp_path):
+    data = PennTreebank(root=str(data_tree), batch_size=8, bptt=20)
+    model = Zaremba(data.tokenizer.vocab_size, hidden_size=4)
+    model.on_train_batch_end = lambda *_: model.log("train/length/mean", 3.0)
+    model.on_validation_epoch_start = lambda: model.log("lr-SGD/pg1", 1.0)
+    curve = LearningCurve()
+    quiet_trainer(max_epochs=1, default_root_dir=tmp_path, callbacks=[curve]).fit(model, datamodule=data)
+    metrics = {name for name in curve.rows[0] if "/" in name}
+    assert metrics == {"train/length/mean", "train/perplexity", "validation/perplexity"}
+    assert (tmp_path / "curve.png").exists()

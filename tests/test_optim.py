@@ -14,6 +14,7 @@ from zoo.optim import (
     NTASGD,
     ClippedUpdateAdam,
     DecayedSGD,
+    DiscriminativeAdam,
     FlooredRMSprop,
     OneCycle,
     OneCycleAdam,
@@ -374,6 +375,33 @@ def test_a_schedule_counts_updates(data_tree):
     updates = -(-len(data.train_dataloader()) // 3)
     assert trainer.global_step == 2 * updates
     assert trainer.lr_scheduler_configs[0].scheduler.ends[:2] == [updates, 2 * updates]
+
+
+@pytest.mark.parametrize(
+    ("options", "updates"),
+    [
+        ({"max_epochs": 6}, (6, 12, 15, 18)),  # three times the phases' epochs, of 3 updates
+        ({"max_epochs": -1, "max_steps": 12}, (4, 8, 10, 12)),
+        ({"max_epochs": 2, "limit_train_batches": 2}, (2, 3, 4, 4)),
+    ],
+)
+def test_a_schedule_spans_the_run(options, updates, data_tree):
+    data = PennTreebank(root=str(data_tree), batch_size=8, bptt=20)
+    model = Zaremba(data.tokenizer.vocab_size, 4)
+    model.optimization = OneCycleAdam(1e-3, (1, 1, 0.5, 0.5))
+    trainer = quiet_trainer(**{"limit_train_batches": 3, "limit_val_batches": 0} | options)
+    trainer.fit(model, datamodule=data)
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert tuple(scheduler.ends) == pytest.approx(updates, abs=1)
+    assert scheduler.last_epoch == trainer.global_step == updates[-1]
+
+
+def test_a_schedule_of_a_run_without_end(data_tree):
+    data = PennTreebank(root=str(data_tree), batch_size=8, bptt=20)
+    model = Zaremba(data.tokenizer.vocab_size, 4)
+    model.optimization = DiscriminativeAdam()
+    with pytest.raises(UserError, match="give one of them"):
+        quiet_trainer(max_epochs=-1).fit(model, datamodule=data)
 
 
 @pytest.mark.parametrize(

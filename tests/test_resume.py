@@ -20,28 +20,29 @@ UPDATES_AN_EPOCH = 7
 
 
 class Losses(Callback):
-    """Every update's loss, and an end without warning after `stop` of them."""
+    """Every update's loss, and an end after some of them: after `stop` without warning, after `told` as trainers do."""
 
-    def __init__(self, stop=None):
-        self.losses, self.stop = [], stop
+    def __init__(self, stop=None, told=None):
+        self.losses, self.stop, self.told = [], stop, told
 
     def on_train_batch_end(self, trainer, *_):
         self.losses.append((trainer.global_step, trainer.callback_metrics["train/loss"].item()))
         if trainer.global_step == self.stop:
             raise InterruptedError
+        trainer.should_stop |= trainer.global_step == self.told
 
 
-def fit(folder, data_tree, *, stop=None, resume=False, epochs=3, **options):
+def fit(folder, data_tree, *, stop=None, told=None, every=1, resume=False, epochs=3, **options):
     seed_everything(3, verbose=False)
     data = PennTreebank(root=str(data_tree), batch_size=8, bptt=20)
     model = Zaremba(data.tokenizer.vocab_size, hidden_size=8, dropout=0.5, constant_epochs=0)
-    losses, curve = Losses(stop), LearningCurve()
+    losses, curve = Losses(stop, told), LearningCurve()
     trainer = quiet_trainer(
         max_epochs=epochs,
         limit_train_batches=UPDATES_AN_EPOCH,
         limit_val_batches=2,
         default_root_dir=folder,
-        callbacks=[losses, curve, LastCheckpoint(every_n_train_steps=1)],
+        callbacks=[losses, curve, LastCheckpoint(every_n_train_steps=every)],
         enable_checkpointing=True,
         **options,
     )
@@ -82,6 +83,14 @@ def test_interrupted_with_validations_in_mid_epoch(options, stop, data_tree, tmp
     assert losses == whole[0][-len(losses) :]
     assert rows == whole[1]
     assert all("validation/perplexity" in row for row in rows)
+
+
+def test_a_run_that_is_told_to_stop_is_saved_where_it_stops(data_tree, tmp_path):
+    whole = fit(tmp_path / "whole", data_tree, epochs=2)
+    fit(tmp_path, data_tree, epochs=2, told=4, every=100)
+    losses, rows, _ = fit(tmp_path, data_tree, resume=True, epochs=2)
+    assert losses == whole[0][4:]
+    assert rows == whole[1]
 
 
 def test_interrupted_while_gradients_accumulate(data_tree, tmp_path):

@@ -57,6 +57,36 @@ def test_the_population_is_that_of_both_processes(tmp_path, data_tree):
     assert results["test"].predictions == 30
 
 
+NOISE = """\
+import torch
+from lightning import Trainer
+from datamodules import SequentialMNIST
+from zoo.models import ZoneoutClassifier
+
+model = ZoneoutClassifier(hidden_size=6)
+trainer = Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_steps=1, logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+)
+draws = []
+model.on_train_batch_start = lambda *_: draws.append(torch.rand(()).item())
+trainer.fit(model, datamodule=SequentialMNIST("paper", downsample=7, batch_size=20))
+print("drawn", *trainer.strategy.all_gather(torch.tensor(draws)).flatten().tolist())
+"""
+
+
+def test_each_process_draws_noise_of_its_own(tmp_path, data_tree):
+    (tmp_path / "noise.py").write_text(NOISE)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment |= {"ZOO_DATASETS": str(data_tree)}
+    done = subprocess.run(
+        [sys.executable, "noise.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    drawn = next(line for line in done.stdout.splitlines() if "drawn" in line).split()[-2:]
+    assert drawn[0] != drawn[1]
+
+
 def results(tmp_path, processes, version):
     """The numbers that the card gives, and the curve."""
     folder = tmp_path / f"by{processes}" / "logs" / "zaremba-small-ptb" / f"version_{version}"

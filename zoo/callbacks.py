@@ -26,8 +26,10 @@ Row = dict[str, float]
 class LastCheckpoint(Checkpoint):
     """Keeps `checkpoints/last.ckpt` in the run's folder: every `every_n_train_steps` updates and after every epoch.
 
-    Never between an update and the validation that follows it, which a resumed run would leave out: an epoch's last update
-    is saved with its validation, and one with a validation in mid-epoch (`val_check_interval`) gives way to the next.
+    A run that is told to stop in mid-epoch (`max_steps`, `max_time`, a SIGTERM) is saved where it stops. Else never between
+    an update and the validation that follows it, which a resumed run would leave out: an epoch's last update is saved with
+    its validation, and one with a validation in mid-epoch gives way to the next (a `val_check_interval` in updates; one in
+    time is not foreseen).
     """
 
     def __init__(self, every_n_train_steps: int = 500) -> None:
@@ -49,7 +51,8 @@ class LastCheckpoint(Checkpoint):
         self._due |= step % self.every_n_train_steps == 0
         if trainer.is_last_batch:
             return
-        if step == trainer.max_steps or (self._due and not _validates(trainer)):
+        stops = step == trainer.max_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+        if stops or trainer.received_sigterm or (self._due and not _validates(trainer)):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -167,9 +170,10 @@ class LearningCurve(Callback):
 
 
 def _logged(trainer: Trainer, validation: bool) -> Row:
-    """The newest metrics, of validation or all others."""
+    """The newest metrics of validation, or of training and the difficulty of graded data; no other callback's."""
+    of = ("validation/",) if validation else ("train/", "difficulty")
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "train/loss"}
-    return {name: value for name, value in logged.items() if name.startswith("validation/") == validation}
+    return {name: value for name, value in logged.items() if name.startswith(of)}
 
 
 class DropoutCurriculum(Callback):
@@ -308,20 +312,21 @@ def draw_curve(rows: list[Row], file: Path) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row if "/" in name))
     spread = 1.0
     for name in names:
-        split, metric = name.split("/")
+        split, metric = name.split("/", 1)
         epochs, values = zip(*((row["epoch"], row[name]) for row in rows if name in row), strict=True)
-        rises = METRICS[metric].higher_is_better
+        known = METRICS.get(metric)
+        rises = known is not None and known.higher_is_better
         style = {"train": "--", "validation": "-"}.get(split, ":")
         axes.plot(epochs, values, style, marker=".", label=f"{split} {metric.replace('_', ' ')}")
         if min(values) > 0 and not rises:
             spread = max(spread, max(values) / min(values))
-        if split == "validation":
+        if split == "validation" and known is not None:
             best = (max if rises else min)(range(len(values)), key=values.__getitem__)
             text, point = f"{values[best]:.4g}", (epochs[best], values[best])
             axes.annotate(text, point, (0, 8), textcoords="offset points", ha="center" if rises else "right")
     axes.margins(y=0.1)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(" and ".join(sorted({name.split("/")[1].replace("_", " ") for name in names})))
+    axes.set_ylabel(" and ".join(sorted({name.split("/", 1)[1].replace("_", " ") for name in names})))
     if spread > 4:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

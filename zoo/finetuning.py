@@ -136,7 +136,9 @@ class _Fit:
         name, began, base = self.folder.name, commit(), card.read(self.found.folder).card
         norm = self.max_norm * data.bptt if isinstance(data, Corpus) and model.sums_steps else self.max_norm
         rate = self.learning_rate
-        model.optimization = DiscriminativeAdam(rate) if self.pretrained else DiscriminativeAdam(rate, factor=1.0)
+        factor = 2.6 if self.pretrained else 1.0
+        decay = 1e-6 if isinstance(model, TextClassifier) else 1e-7  # of the authors' train_clas.py and finetune_lm.py
+        model.optimization = DiscriminativeAdam(rate, factor, weight_decay=decay)
         print(met)
         curve, best = LearningCurve(), BestWeights()
         terms = _Terms(self._terms(data.tokenizer))
@@ -417,11 +419,15 @@ def finetune_classifier(
     if not isinstance(encoder, LanguageModel):
         raise UserError(f"{name} is a {type(encoder).__name__}, not a language model")
     classes = data.labels
-    model = TextClassifier(encoder, len(classes)).train()
+    model = TextClassifier(encoder, len(classes), max_tokens=max_tokens).train()
     model.tokenizer = data.tokenizer
     section = {
         "class_path": "zoo.models.TextClassifier",
-        "init_args": {"encoder": bundle.read_recipe(folder)["model"], "num_classes": len(classes)},
+        "init_args": {
+            "encoder": bundle.read_recipe(folder)["model"],
+            "num_classes": len(classes),
+            "max_tokens": max_tokens,
+        },
     }
     met = f"{len(classes)} classes: {', '.join(classes)}; {data.sizes}"
     return fit.run(model, section, data, options, met if pretrained else f"{met}; fresh weights")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax
 
+from zoo.metrics import at_least_float32
 from zoo.regularisers import GaussianWeightNoise, LockedDropout
 from zoo.regularisers.base import dropout_probability
 
@@ -104,5 +105,5 @@ class MixtureOfSoftmaxes(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         latent = self.latent_dropout(self.latent(hidden).tanh()).unflatten(-1, (-1, self.size))
-        prior = log_softmax(self.prior(hidden), -1).unsqueeze(-1)
-        return (prior + log_softmax(self.softmax(latent), -1)).logsumexp(-2)
+        prior = log_softmax(at_least_float32(self.prior(hidden)), -1).unsqueeze(-1)
+        return (prior + log_softmax(at_least_float32(self.softmax(latent)), -1)).logsumexp(-2)

@@ -184,7 +184,9 @@ class ZooCLI(LightningCLI):
             self.model.evaluation = evaluation
 
     def _check_fine_tuning(self) -> None:
-        """Raises `UserError` where there is no finished model to go on from."""
+        """Raises `UserError` where there is no finished model to go on from, or no validation to end by."""
+        if self._get(self.config, "trainer").limit_val_batches == 0:
+            raise UserError("fine-tuning ends by its validations, and trainer.limit_val_batches is 0: leave it out")
         if self.started_from is None:
             if self._get(self.config, "ckpt_path") is None:
                 raise UserError("fine-tuning goes on from a finished model: name it with --weights")
@@ -246,6 +248,7 @@ class ZooCLI(LightningCLI):
         trainer, options = self.trainer, self._get(self.config, "trainer")
         if options.fast_dev_run:
             return
+        stopped = any(each.stopped_epoch for each in trainer.early_stopping_callbacks)
         uncut = runs.whole(options.limit_train_batches) and not options.overfit_batches and trainer.max_steps == -1
         facts = {"seed": self._get(self.config, "seed_everything"), "commit": self.commit}
         if self.started_from is not None:
@@ -258,7 +261,7 @@ class ZooCLI(LightningCLI):
             self.curve,
             self.best,
             facts,
-            finished=uncut and (trainer.current_epoch == trainer.max_epochs or self.model.ended),
+            finished=uncut and (trainer.current_epoch == trainer.max_epochs or self.model.ended or stopped),
         )
         folder = run_folder(trainer)
         if trainer.is_global_zero:
@@ -270,7 +273,8 @@ class ZooCLI(LightningCLI):
                 if isinstance(self.model, LanguageModel)
                 else f"test {folder / self.name}"
             )
-            print(f"the model lies in {folder / self.name}; next: python cli.py {then}")
+            short = "" if measured.finished else ", cut short and so not measured"
+            print(f"the model lies in {folder / self.name}{short}; next: python cli.py {then}")
 
     def after_validate(self) -> None:
         self._report("validation")

@@ -11,9 +11,16 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """The logits as they are or, of a half precision, in float32: autocast on a CPU takes logarithms in what it is given."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """-log p(target) in nats, of the shape of the targets: logits (..., V), targets (...)."""
-    return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
+    return cross_entropy(at_least_float32(logits).flatten(0, -2), targets.flatten(), reduction="none").view(
+        targets.shape
+    )
 
 
 class ExactMean(Metric):

@@ -349,15 +349,27 @@ def slanted_triangle(update: int, updates: int, cut: float, ratio: float) -> flo
 
 
 def updates_per_epoch(model: LightningModule) -> int:
-    """By the length of the trainer's data module; raises `UserError` where it has none.
+    """By the length of the trainer's data module and what it is limited to; raises `UserError` where it has none.
 
     The trainer's own estimate would load the data before a resumed run has its position.
     """
     trainer: Any = model.trainer
     if trainer.datamodule is None:
         raise UserError("the schedule takes the length of an epoch from a data module: give the fit one (datamodule)")
-    updates: int = math.ceil(len(trainer.datamodule.train_dataloader()) / trainer.accumulate_grad_batches)
+    batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
+    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    updates: int = math.ceil(batches / trainer.accumulate_grad_batches)
     return updates
+
+
+def updates_of_run(model: LightningModule) -> int:
+    """Those of all the trainer's epochs or, without a number of these, `max_steps`; `UserError` where it has neither."""
+    trainer: Any = model.trainer
+    if trainer.max_epochs not in (None, -1):
+        return updates_per_epoch(model) * int(trainer.max_epochs)
+    if trainer.max_steps == -1:
+        raise UserError("the schedule takes its length from trainer.max_epochs or trainer.max_steps: give one of them")
+    return int(trainer.max_steps)
 
 
 class Optimization(ABC):
@@ -494,7 +506,10 @@ class RMSProp(Optimization):
 
 
 class OneCycleAdam(Optimization):
-    """Adam along `OneCycle`, whose phases last `epochs`, each of as many windows as the first; the last model is kept."""
+    """Adam along `OneCycle`, whose phases last `epochs`, each of as many windows as the first; the last model is kept.
+
+    Where the trainer has another number of epochs than their sum, all phases are stretched or shortened alike.
+    """
 
     def __init__(
         self,
@@ -517,8 +532,8 @@ class OneCycleAdam(Optimization):
             betas=(self.momentum[0], self.beta_2),
             weight_decay=self.weight_decay,
         )
-        an_epoch = updates_per_epoch(model)
-        first, second, third, fourth = (round(epochs * an_epoch) for epochs in self.epochs)
+        updates = updates_of_run(model)
+        first, second, third, fourth = (round(epochs * updates / sum(self.epochs)) for epochs in self.epochs)
         schedule = OneCycle(optimizer, self.learning_rate, (first, second, third, fourth), self.div, self.momentum)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -526,9 +541,9 @@ class OneCycleAdam(Optimization):
 class DiscriminativeAdam(Optimization):
     """Adam for fine-tuning: each layer group at the rate of the one above it divided by `factor`, all along one triangle.
 
-    The last of the model's `layer_groups` has the rate `learning_rate`; over all epochs of the trainer the rates follow
-    `slanted_triangle`. The best model is kept. Howard and Ruder 2018, arXiv 1801.06146, section 3.2; betas and decay are
-    those of fastai's imdb_scripts.
+    The last of the model's `layer_groups` has the rate `learning_rate`; over the whole run the rates follow
+    `slanted_triangle`. The best model is kept. Howard and Ruder 2018, arXiv 1801.06146, section 3.2, with its cut and ratio;
+    betas and decay are those of fastai's imdb_scripts, finetune_lm.py.
     """
 
     keeps_best = True
@@ -559,6 +574,6 @@ class DiscriminativeAdam(Optimization):
             betas=self.betas,
             weight_decay=self.weight_decay,
         )
-        updates = updates_per_epoch(model) * (model.trainer.max_epochs or 1)
+        updates = updates_of_run(model)
         schedule = LambdaLR(optimizer, lambda update: slanted_triangle(update, updates, self.cut, self.ratio))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -72,7 +72,9 @@ def _narrow(
     """`_projected` as one product: the moments of W x follow from those of x, W mean(x) and w' cov(x) w."""
     shift = torch.zeros_like(gain) if bias is None else bias
     if given is None:
-        exact, own = inputs.double(), weight.double()  # of inputs that go together the differences may be small
+        # Of inputs that go together the differences may be small; MPS has no float64.
+        wide = torch.float32 if inputs.device.type == "mps" else torch.float64
+        exact, own = inputs.to(wide), weight.to(wide)
         mean_of_inputs = exact.mean(1, keepdim=True)
         exact = exact - mean_of_inputs
         inputs = exact.to(inputs.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.batches import FreshWindow, Labelled, Window
+from zoo.batches import Labelled
 from zoo.errors import UserError
 from zoo.layers import BatchNormLSTM, StateNoise
 from zoo.models.recurrent import OneHotLanguageModel, RecurrentClassifier
@@ -55,17 +55,15 @@ class RecurrentBatchNormLanguageModel(OneHotLanguageModel):
         )
         super().__init__(vocab_size, layer, StepAdam(learning_rate, weight_decay=0.0), max_norm=max_norm)
 
-    def training_step(self, batch: Window | FreshWindow, batch_idx: int) -> Tensor:
-        if not isinstance(batch, FreshWindow):
+    def encode(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """The state holds, beside the layer's, how many steps of the text went before; in training none goes before."""
+        if self.training and state is not None:
             raise UserError(
                 "batching is 'stream'; batch norm's statistics belong to the steps from a text's beginning on: set "
                 "batching to 'pieces'"
             )
-        _check_steps(self.layer, len(batch.inputs))
-        return super().training_step(batch, batch_idx)
-
-    def encode(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """The state holds, beside the layer's, how many steps of the text went before."""
+        if self.training:
+            _check_steps(self.layer, len(tokens))
         layers, step = (None, 0) if state is None else state
         hidden, layers = self.layer(self.vectors(tokens), layers, first_step=step)
         return hidden, (layers, step + len(tokens))

@@ -114,6 +114,16 @@ class EncoderDecoder(SequenceToSequence):
         difficulty = 0 if self.graded is None else self.graded.difficulty
         return super().cost(split) - 100 * difficulty
 
+    def on_train_start(self) -> None:
+        """Refuses a second validation in an epoch, which would still be of the difficulty before."""
+        super().on_train_start()
+        trainer: Any = self.trainer
+        if self.graded is not None and (trainer.val_check_batch or 0) < trainer.num_training_batches:
+            raise UserError(
+                "data that grow harder are validated once an epoch: leave out trainer.val_check_interval, and take shorter "
+                "epochs (data.init_args.batches)"
+            )
+
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         if self.graded is not None:

@@ -314,12 +314,15 @@ class Task(LightningModule):
         self._resumed = ranks[self.trainer.global_rank] if self.trainer.training else None
 
     def on_train_start(self) -> None:
-        """Puts back the generators and the running state of the checkpoint."""
+        """Puts back the generators and the running state of the checkpoint; without one, of several processes each draws
+        noise of its own."""
         self._diverged = None
         if self._resumed is not None:
             self.load_running_state(self._resumed["running"])
             _set_generators(self._resumed["generators"])
             self._resumed = None
+        elif self.global_rank:  # the first keeps the seed, which the data's draws are made from
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
 
 
 def _generators() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from zoo.batches import Labelled
 from zoo.errors import UserError
-from zoo.metrics import Accuracy, ExactMean
+from zoo.metrics import Accuracy, ExactMean, at_least_float32
 from zoo.tasks.base import Task
 
 
@@ -41,7 +41,7 @@ class SequenceClassifier(Task):
     def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         inputs, labels = batch
         logits = self(inputs)
-        loss = cross_entropy(logits.float(), labels)
+        loss = cross_entropy(at_least_float32(logits), labels)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
         self.count_training(loss, right(logits, labels))
         return loss

@@ -64,7 +64,8 @@ class LanguageModel(Task):
     """Whether the loss is the mean over the batch of the sum over the steps, in the place of the mean over both."""
 
     bptt: int | None = None
-    """Where it is set, the learning rate is for windows of so many steps, and scales with a window's length.
+    """Where it is set, the learning rate is for windows of so many steps, and scales with a window's length; with the mean
+    length of windows whose gradients accumulate.
 
     AWD-LSTM's code takes the length that was drawn even for an epoch's last window, which the text's end cuts short; this
     takes the length that it has.
@@ -82,7 +83,7 @@ class LanguageModel(Task):
         """Each a `Penalty` on the last layer's outputs, added to the training loss."""
         self._carried: State = None
         self._scorer: Scorer | None = None
-        self._steps = 1
+        self._steps: list[int] = []
 
     @classmethod
     def resized(cls, arguments: dict[str, Any], vocab_size: int) -> dict[str, Any]:
@@ -188,8 +189,14 @@ class LanguageModel(Task):
         return step(self, tokens, state)
 
     def setup(self, stage: str) -> None:
-        """Takes the data's tokenizer and checks that it fits the model."""
+        """Takes the data's tokenizer and checks that it and the windows fit the model."""
         self.take_tokenizer()
+        bptt = getattr(getattr(self.trainer, "datamodule", None), "bptt", None)
+        if stage == "fit" and None not in (self.bptt, bptt) and self.bptt != bptt:
+            raise UserError(
+                f"the data's windows are of {bptt} steps (data.init_args.bptt), and the learning rate is for {self.bptt} "
+                "(bptt of the model): give both the same"
+            )
         super().setup(stage)
 
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:
@@ -203,7 +210,9 @@ class LanguageModel(Task):
         return loss
 
     def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
-        self._steps = len(batch[0])
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._steps = []
+        self._steps.append(len(batch[0]))
 
     def optimizer_step(
         self,
@@ -212,10 +221,10 @@ class LanguageModel(Task):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Scales the learning rate by the window's length over `bptt`, for this update."""
+        """Scales the learning rate by the mean length of the update's windows over `bptt`, for this update."""
         rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] *= self._steps / (self.bptt or self._steps)
+            group["lr"] *= 1.0 if self.bptt is None else sum(self._steps) / len(self._steps) / self.bptt
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         finally:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from zoo.batches import GO, PAD, Translated
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
-from zoo.metrics import ExactMatch, ExactMean
+from zoo.metrics import ExactMatch, ExactMean, at_least_float32
 from zoo.tasks.base import Task
 
 State = Any
@@ -145,7 +145,7 @@ class SequenceToSequence(Task):
 
     def training_step(self, batch: Translated, batch_idx: int) -> Tensor:
         sources, targets = batch
-        loss = cross_entropy(self(sources, targets).flatten(0, 1).float(), targets.flatten())
+        loss = cross_entropy(at_least_float32(self(sources, targets)).flatten(0, 1), targets.flatten())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
         self.watch(loss)  # no metric: teacher forcing would flatter it
         return loss
