@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
-from zoo.noise import Noise
+from zoo.noise import Noise, split_rec
 
 LSTMState = tuple[Tensor, Tensor]
 """(h, c), each (B, H)."""
@@ -202,7 +202,7 @@ def gru(
     outputs = []
     for t, from_inputs in enumerate(linear(inputs, weights.input, weights.bias_input).unbind(0)):
         rec, upd, _, _, hkeep, out = noise.at(t)
-        rec_gates, rec_new = (rec, rec) if rec is None or rec.ndim == 2 else rec.expand(3, -1, -1).tensor_split([2])
+        rec_gates, rec_new = split_rec(rec)
         x_gates, x_new = from_inputs.tensor_split([2 * hidden_size], dim=-1)
         r, z = _plus(x_gates + _recurrent(h, r_gates, rec_gates), b_gates).sigmoid().chunk(2, dim=-1)
         if reset_after:

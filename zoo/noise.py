@@ -107,3 +107,11 @@ class Extent(NamedTuple):
     cell: Cell
     device: torch.device
     dtype: torch.dtype
+
+
+def split_rec(rec: Tensor | None, steps: bool = False) -> tuple[Tensor | None, Tensor | None]:
+    """The masks of a GRU's two gates and of its new state: from `rec` of one step, or of all `steps`."""
+    if rec is None or rec.ndim == 2 + steps:
+        return rec, rec
+    rec = rec.expand(*rec.shape[:-3], 3, -1, -1)
+    return rec[..., :2, :, :], rec[..., 2, :, :]

@@ -386,10 +386,18 @@ class Optimization(ABC):
         """What `configure_optimizers` of such a model returns."""
 
 
-class NonMonotonicSGD(Optimization):
-    """`NTASGD`; the best model is kept, averages and all."""
+class _Constant(Optimization):
+    """One of the optimisers above, without a schedule; the best model is kept."""
 
     keeps_best = True
+    _optimizer: Callable[[Iterable[Tensor]], Optimizer]
+
+    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
+        return self._optimizer(model.parameters())
+
+
+class NonMonotonicSGD(_Constant):
+    """`NTASGD`; the best model is kept, averages and all."""
 
     def __init__(
         self,
@@ -403,14 +411,9 @@ class NonMonotonicSGD(Optimization):
             NTASGD, lr=learning_rate, weight_decay=weight_decay, non_monotone=non_monotone, fine_tuning=fine_tuning
         )
 
-    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
-        return self._optimizer(model.parameters())
 
-
-class ReduceOnPlateauSGD(Optimization):
+class ReduceOnPlateauSGD(_Constant):
     """`PlateauSGD`; the best model is kept."""
-
-    keeps_best = True
 
     def __init__(
         self,
@@ -430,9 +433,6 @@ class ReduceOnPlateauSGD(Optimization):
             least=least,
             reload_best=reload_best,
         )
-
-    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
-        return self._optimizer(model.parameters())
 
 
 class DecayedSGD(Optimization):
@@ -493,16 +493,11 @@ class StepAdam(Optimization):
         return [optimizer], [MultiStepLR(optimizer, self.milestones, 1 / self.decay)]
 
 
-class RMSProp(Optimization):
+class RMSProp(_Constant):
     """`FlooredRMSprop` at a constant rate; the best model is kept."""
-
-    keeps_best = True
 
     def __init__(self, learning_rate: float, decay: float) -> None:
         self._optimizer = partial(FlooredRMSprop, lr=learning_rate, decay=decay)
-
-    def configure(self, model: LightningModule) -> OptimizerLRScheduler:
-        return self._optimizer(model.parameters())
 
 
 class OneCycleAdam(Optimization):

@@ -12,10 +12,11 @@ from zoo import __version__
 _SOURCE = Path(__file__).resolve().parent.parent
 
 
-def hardware(device: torch.device) -> str:
-    """The accelerator, or how many cores the process may use and of what processor."""
+def hardware(device: torch.device, processes: int = 1) -> str:
+    """The accelerators, one a process, or how many cores a process may use and of what processor."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        name = torch.cuda.get_device_name(device)
+        return name if processes == 1 else f"{processes} x {name}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []

@@ -87,7 +87,7 @@ def measure(
         "epochs": trainer.current_epoch,
         "updates": trainer.global_step,
         "seconds": round(curve.seconds),
-        "hardware": hardware(trainer.strategy.root_device),
+        "hardware": hardware(trainer.strategy.root_device, trainer.world_size),
         "torch": str(torch.__version__),
         "precision": trainer.precision,
         **facts,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.loops import Loops, hidden_weight_gradient, product_of_steps
-from zoo.noise import Noise
+from zoo.noise import Noise, split_rec
 
 Nonlinearity = Literal["tanh", "relu"]
 
@@ -72,10 +72,8 @@ class GRU(torch.autograd.Function):
         # Before the product, `reset` is its factor r * rec * h, left as it was; after it, its gradient.
         ctx.loops.gru_backward(gates, outputs, reset, h, w_hidden, ctx.noise, ctx.reset_after, doutputs, dh)
         dw = db = None
-        hidden_size, rec = h.shape[-1], ctx.noise.rec
-        rec_gates, rec_new = (
-            (rec, rec) if rec is None or rec.ndim == 3 else rec.expand(-1, 3, -1, -1).tensor_split([2], 1)
-        )
+        hidden_size = h.shape[-1]
+        rec_gates, rec_new = split_rec(ctx.noise.rec, steps=True)
         if ctx.needs_input_grad[2]:
             two, new = gates.tensor_split([2 * hidden_size], -1)
             of_new = (

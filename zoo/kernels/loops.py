@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from zoo.noise import Noise
+from zoo.noise import Noise, split_rec
 
 
 class Loops:
@@ -154,14 +154,6 @@ class Loops:
             doutput = None if doutputs is None else doutputs[t]
             self._pointwise.rnn_backward(gates[t], step, dh, nonlinearity, doutput)
             add_product_backward(dh, gates[t], w_hidden, step.rec)
-
-
-def split_rec(rec: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The masks of a GRU's two gates and of its new state, from those of one step."""
-    if rec is None or rec.ndim == 2:
-        return rec, rec
-    rec = rec.expand(3, -1, -1)
-    return rec[:2], rec[2]
 
 
 def _parts(w_hidden: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -218,10 +218,7 @@ class LSTM(torch.autograd.Function):
             step = noise.at(t)
             add_product(hidden[t], h, w_hidden, step.rec)
             gates[t] += norm_hidden(hidden[t], gain_hidden, None)
-            i, f, g, o = gates[t].chunk(4, -1)
-            gates[t][:, : 2 * h.shape[-1]].sigmoid_()
-            g.tanh_()
-            o.sigmoid_()
+            i, f, g, o = pointwise.open_gates(gates[t])
             new_cells[t] = pointwise.new_cell(i, f, g, c, step)
             torch.tanh(norm_cell(new_cells[t], gain_cell, bias_cell), out=tanh[t])
             torch.mul(o, tanh[t], out=outputs[t])
@@ -246,7 +243,7 @@ class LSTM(torch.autograd.Function):
                 dh += doutputs[t]
             if dcells is not None:
                 dc += dcells[t]
-            i, f, g, o = gates[t].chunk(4, -1)
+            o = gates[t].chunk(4, -1)[-1]
             dnew_h = pointwise.mix_backward(dh, step.hkeep, step.out)
             do = dnew_h * tanh[t]
             dnormal = dnew_h.mul_(o).mul_(1 - tanh[t] * tanh[t])
@@ -254,15 +251,7 @@ class LSTM(torch.autograd.Function):
             dgain_cell += dgain
             dbias_cell += dbias
             dnew_c += pointwise.mix_backward(dc, step.ckeep)
-            if step.cmul is not None:
-                dnew_c *= step.cmul
-            dc.addcmul_(dnew_c, f)
-            dupdate = dnew_c if step.upd is None else dnew_c * step.upd
-            di, dg = dupdate * g, dupdate * i
-            i.mul_(di * (1 - i))
-            f.mul_(dnew_c.mul_(cells[t - 1] if t else first_c) * (1 - f))
-            torch.mul(dg, 1 - g * g, out=g)
-            o.mul_(do * (1 - o))
+            pointwise.open_gates_backward(gates[t], cells[t - 1] if t else first_c, step, dnew_c, do, dc)
             hidden[t], dgain, _ = ctx.norm_hidden.backward(t, gates[t], hidden[t], gain_hidden, None)
             dgain_hidden += dgain
             add_product_backward(dh, hidden[t], w_hidden, step.rec)

@@ -15,15 +15,19 @@ from zoo.noise import Noise
 
 def lstm(gates: Tensor, h: Tensor, c: Tensor, noise: Noise, h_out: Tensor, c_out: Tensor) -> None:
     """Writes the state after one step of an LSTM."""
-    i, f, g, o = gates.chunk(4, -1)
-    gates[:, : 2 * h.shape[-1]].sigmoid_()
-    g.tanh_()
-    o.sigmoid_()
+    i, f, g, o = open_gates(gates)
     new = new_cell(i, f, g, c, noise)
     torch.tanh(new, out=h_out).mul_(o)
     mix(h, h_out, noise.hkeep, noise.out)
     c_out.copy_(new)
     mix(c, c_out, noise.ckeep)
+
+
+def open_gates(gates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """i, f, g and o of an LSTM, in their places."""
+    i, f, g, o = gates.chunk(4, -1)
+    gates[:, : 2 * i.shape[-1]].sigmoid_()
+    return i, f, g.tanh_(), o.sigmoid_()
 
 
 def new_cell(i: Tensor, f: Tensor, g: Tensor, c: Tensor, noise: Noise) -> Tensor:
@@ -55,6 +59,15 @@ def lstm_backward(
     dnew_h = mix_backward(dh, noise.hkeep, noise.out)
     dnew_c = mix_backward(dc, noise.ckeep)
     dnew_c = torch.addcmul(dnew_c, dnew_h * o, 1 - tanh * tanh)
+    open_gates_backward(gates, c, noise, dnew_c, dnew_h.mul_(tanh), dc)
+
+
+def open_gates_backward(gates: Tensor, c: Tensor, noise: Noise, dnew_c: Tensor, do: Tensor, dc: Tensor) -> None:
+    """From the gradients of an LSTM's new cell and of o to those of what the gates take; `c` is the cell before the step.
+
+    The cell's own part is added to `dc`; `dnew_c` is overwritten.
+    """
+    i, f, g, o = gates.chunk(4, -1)
     if noise.cmul is not None:
         dnew_c *= noise.cmul
     dc.addcmul_(dnew_c, f)
@@ -63,7 +76,7 @@ def lstm_backward(
     i.mul_(di * (1 - i))
     f.mul_(dnew_c.mul_(c) * (1 - f))
     torch.mul(dg, 1 - g * g, out=g)
-    o.mul_(dnew_h.mul_(tanh) * (1 - o))
+    o.mul_(do * (1 - o))
 
 
 def gru_gates(gates: Tensor, h: Tensor, rec: Tensor | None, reset_h: Tensor) -> None:

@@ -1,5 +1,8 @@
 """The vendor's networks (oneDNN on the CPU, cuDNN on CUDA) through the private call that torch.nn.LSTM and its kin make."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -22,15 +25,24 @@ def run(
         parameters.append(torch.zeros_like(parameters[2]))
     layered = tuple(value.unsqueeze(0).contiguous() for value in state)  # cuDNN takes no other
     has_biases, num_layers, dropout, bidirectional, batch_first = len(parameters) == 4, 1, 0.0, False, False
-    outputs, *final = getattr(torch._VF, cell)(
-        inputs,
-        layered if cell == "lstm" else layered[0],
-        parameters,
-        has_biases,
-        num_layers,
-        dropout,
-        torch.is_grad_enabled(),
-        bidirectional,
-        batch_first,
-    )
+    with _of_cudnn() if inputs.is_cuda else nullcontext():
+        outputs, *final = getattr(torch._VF, cell)(
+            inputs,
+            layered if cell == "lstm" else layered[0],
+            parameters,
+            has_biases,
+            num_layers,
+            dropout,
+            torch.is_grad_enabled(),
+            bidirectional,
+            batch_first,
+        )
     return (outputs, *(value.squeeze(0) for value in final))
+
+
+@contextmanager
+def _of_cudnn() -> Iterator[None]:
+    """Without torch's warning that the weights are packed at every call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        yield
