@@ -7,11 +7,11 @@ from lightning import Callback
 
 
 class KillAfter(Callback):
-    """Kills its own process after so many updates, as a power cut would."""
+    """Sends its own process a signal after so many updates: SIGKILL, as a power cut would, or another."""
 
-    def __init__(self, updates: int) -> None:
-        self.updates = updates
+    def __init__(self, updates: int, number: int = signal.SIGKILL) -> None:
+        self.updates, self.number = updates, number
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == self.updates:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)

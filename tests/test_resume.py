@@ -146,17 +146,21 @@ def logged(folder, version):
         return {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
 
 
-def test_a_run_of_60_updates_killed_after_23_logs_the_same_losses(data_tree, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "kept"), [(signal.SIGKILL, -signal.SIGKILL, 20), (signal.SIGTERM, 0, 23)]
+)
+def test_a_run_of_60_updates_killed_after_23_logs_the_same_losses(number, status, kept, data_tree, tmp_path):
+    """By a power cut after the last checkpoint; a SIGTERM leaves the time for one more."""
     vocab_size = PennTreebank(root=str(data_tree)).tokenizer.vocab_size
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     run_command(whole, data_tree, vocab_size)
-    kill = ("--trainer.callbacks+=tests.killing.KillAfter", "--trainer.callbacks.updates=23")
-    run_command(broken, data_tree, vocab_size, *kill, expect=-signal.SIGKILL)
+    kill = ["--trainer.callbacks+=tests.killing.KillAfter", "--trainer.callbacks.updates=23"]
+    run_command(broken, data_tree, vocab_size, *kill, f"--trainer.callbacks.number={int(number)}", expect=status)
     output = run_command(broken, data_tree, vocab_size, "--ckpt_path=last")
     assert "going on from logs/zaremba-medium-ptb/version_0/checkpoints/last.ckpt" in output
     expected, before, resumed = logged(whole, 0), logged(broken, 0), logged(broken, 1)
     assert before == {step: expected[step] for step in before}
     assert sorted(expected) == list(range(60))
-    assert sorted(resumed) == list(range(20, 60))
+    assert sorted(resumed) == list(range(kept, 60))
     assert resumed == {step: expected[step] for step in resumed}
