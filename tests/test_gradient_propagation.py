@@ -152,10 +152,10 @@ def test_the_conclusion_is_that_of_the_shares(propagation, monkeypatch):
     assert text.endswith("dropout (trainings of each: 1): by dL/dc(t), dL/dc~(t), dL/dh(t) it holds.")
     text = propagation.conclusion(results(propagation, 0.02, 0.15, 0.02))
     assert text.endswith(
-        "by dL/dc(t), dL/dh(t) it holds; by dL/dc~(t) it holds but for no regulariser > scaled dropout of c."
+        "by dL/dc(t), dL/dh(t) it holds; by dL/dc~(t) it holds, but these fail: no regulariser > scaled dropout of c."
     )
     equal = propagation.conclusion(results(propagation, 0.1, 0.02, 0.02))
-    assert "by dL/dc(t) it holds but for no regulariser > scaled dropout of c;" in equal
+    assert "by dL/dc(t) it holds, but these fail: no regulariser > scaled dropout of c;" in equal
 
     # Each share of each training counts.
     plain, zoned = (propagation.Training(network, 2, 5, 1) for network in NETWORKS[:2])
@@ -167,7 +167,8 @@ def test_the_conclusion_is_that_of_the_shares(propagation, monkeypatch):
     assert more[plain].early[:, 2].tolist() == pytest.approx([0.1, 0.2])
     text = propagation.conclusion(found | more)
     assert (
-        "(trainings of each: 2): by dL/dc(t), dL/dc~(t) it holds; by dL/dh(t) it holds but for zoneout of c >" in text
+        "(trainings of each: 2): by dL/dc(t), dL/dc~(t) it holds; by dL/dh(t) it holds, but these fail: zoneout of c >"
+        in text
     )
     assert propagation.percent(1.5e-20) == "1.5e-18 %"
 

@@ -146,9 +146,7 @@ def logged(folder, version):
         return {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
 
 
-@pytest.mark.parametrize(
-    ("number", "status", "kept"), [(signal.SIGKILL, -signal.SIGKILL, 20), (signal.SIGTERM, 0, 23)]
-)
+@pytest.mark.parametrize(("number", "status", "kept"), [(signal.SIGKILL, -signal.SIGKILL, 20), (signal.SIGTERM, 0, 23)])
 def test_a_run_of_60_updates_killed_after_23_logs_the_same_losses(number, status, kept, data_tree, tmp_path):
     """By a power cut after the last checkpoint; a SIGTERM leaves the time for one more."""
     vocab_size = PennTreebank(root=str(data_tree)).tokenizer.vocab_size
