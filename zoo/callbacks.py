@@ -26,10 +26,10 @@ Row = dict[str, float]
 class LastCheckpoint(Checkpoint):
     """Keeps `checkpoints/last.ckpt` in the run's folder: every `every_n_train_steps` updates and after every epoch.
 
-    A run that is told to stop in mid-epoch (`max_steps`, `max_time`, a SIGTERM) is saved where it stops. Else never between
-    an update and the validation that follows it, which a resumed run would leave out: an epoch's last update is saved with
-    its validation, and one with a validation in mid-epoch gives way to the next (a `val_check_interval` in updates; one in
-    time is not foreseen).
+    A run that is told to stop in mid-epoch (`max_steps`, `max_time`, a SIGTERM to a single process) is saved where it stops.
+    Else never between an update and the validation that follows it, which a resumed run would leave out: an epoch's last
+    update is saved with its validation, and one with a validation in mid-epoch gives way to the next (a `val_check_interval`
+    in updates; one in time is not foreseen).
     """
 
     def __init__(self, every_n_train_steps: int = 500) -> None:
@@ -52,7 +52,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_last_batch:
             return
         stops = step == trainer.max_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
-        if stops or trainer.received_sigterm or (self._due and not _validates(trainer)):
+        stops |= (
+            trainer.received_sigterm and trainer.world_size == 1
+        )  # of several processes the others may not know of it
+        if stops or (self._due and not _validates(trainer)):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
