@@ -38,9 +38,7 @@ CURVES = Curves(
     digits=3,
     notes="""\
 Bits per character of the validation text after so many epochs, read in pieces of 100 symbols as the authors' log has it, and
-at best. Each model is its recipe, `python cli.py fit NAME --trainer.precision bf16-mixed`; the paper's number is that of its
-best epoch. The dashed lines of the picture are training with the noise on. A model that has had fewer epochs than its recipe
-asks for is not finished: its card has no number, and it has no weights.""",
+at best.""",
     published=("zoneout, the authors' log", LOG),
 )
 

@@ -18,6 +18,12 @@ from zoo.runs import LOGS
 
 ROOT = Path(__file__).resolve().parent.parent
 
+NOTES = """\
+Each model is its recipe, `python cli.py fit NAME --trainer.precision bf16-mixed`; the paper's number is that of its best
+epoch. The dashed lines of the picture are training with the noise on. A model that has had fewer epochs than its recipe
+asks for is not finished: its card has no number, and it has no weights."""
+"""What is said of every such figure."""
+
 
 @dataclass
 class Curves:
@@ -33,6 +39,7 @@ class Curves:
     """Of the picture."""
     digits: int
     notes: str
+    """What the numbers are."""
     published: tuple[str, Mapping[int, float]] | None = None
     """A published curve: what it is of, and its values by epoch."""
 
@@ -65,7 +72,7 @@ class Curves:
             self.title,
             ["model", "epochs", *map(str, self.epochs), "best", "the paper's"],
             self._table(curves),
-            self.notes,
+            f"{self.notes}\n{NOTES}",
         )
 
     def _columns(self) -> tuple[str, ...]:

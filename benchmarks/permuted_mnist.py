@@ -19,10 +19,7 @@ CURVES = Curves(
     limits=(30, 100),
     digits=1,
     notes="""\
-Accuracy in % on the 10,000 images of validation after so many epochs, and at best; the pixels in the papers' order. Each
-model is its recipe, `python cli.py fit NAME --trainer.precision bf16-mixed`; the paper's number is that of its best epoch.
-The dashed lines of the picture are training with the noise on. A model that has had fewer epochs than its recipe asks for
-is not finished: its card has no number, and it has no weights.""",
+Accuracy in % on the 10,000 images of validation after so many epochs, and at best; the pixels in the papers' order.""",
 )
 
 if __name__ == "__main__":

@@ -52,9 +52,8 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_last_batch:
             return
         stops = step == trainer.max_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
-        stops |= (
-            trainer.received_sigterm and trainer.world_size == 1
-        )  # of several processes the others may not know of it
+        # Of several processes the others may not know of a signal.
+        stops |= trainer.received_sigterm and trainer.world_size == 1
         if stops or (self._due and not _validates(trainer)):
             self._save(trainer)
 
@@ -174,9 +173,9 @@ class LearningCurve(Callback):
 
 def _logged(trainer: Trainer, validation: bool) -> Row:
     """The newest metrics of validation, or of training and the difficulty of graded data; no other callback's."""
-    of = ("validation/",) if validation else ("train/", "difficulty")
+    prefixes = ("validation/",) if validation else ("train/", "difficulty")
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "train/loss"}
-    return {name: value for name, value in logged.items() if name.startswith(of)}
+    return {name: value for name, value in logged.items() if name.startswith(prefixes)}
 
 
 class DropoutCurriculum(Callback):

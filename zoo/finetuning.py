@@ -29,6 +29,7 @@ from zoo.callbacks import BestWeights, GradualUnfreezing, LastCheckpoint, Learni
 from zoo.errors import UserError
 from zoo.files import RECIPE, SUMS, TOKENIZER
 from zoo.models import TextClassifier
+from zoo.models.text_classifier import WEIGHT_DECAY
 from zoo.optim import DiscriminativeAdam
 from zoo.provenance import commit
 from zoo.tasks import LanguageModel, Task
@@ -136,9 +137,10 @@ class _Fit:
         name, began, base = self.folder.name, commit(), card.read(self.found.folder).card
         norm = self.max_norm * data.bptt if isinstance(data, Corpus) and model.sums_steps else self.max_norm
         rate = self.learning_rate
-        factor = 2.6 if self.pretrained else 1.0
-        decay = 1e-6 if isinstance(model, TextClassifier) else 1e-7  # of the authors' train_clas.py and finetune_lm.py
-        model.optimization = DiscriminativeAdam(rate, factor, weight_decay=decay)
+        changed: dict[str, Any] = {} if self.pretrained else {"factor": 1.0}
+        if isinstance(model, TextClassifier):
+            changed["weight_decay"] = WEIGHT_DECAY
+        model.optimization = DiscriminativeAdam(rate, **changed)
         print(met)
         curve, best = LearningCurve(), BestWeights()
         terms = _Terms(self._terms(data.tokenizer))

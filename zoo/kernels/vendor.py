@@ -25,7 +25,7 @@ def run(
         parameters.append(torch.zeros_like(parameters[2]))
     layered = tuple(value.unsqueeze(0).contiguous() for value in state)  # cuDNN takes no other
     has_biases, num_layers, dropout, bidirectional, batch_first = len(parameters) == 4, 1, 0.0, False, False
-    with _of_cudnn() if inputs.is_cuda else nullcontext():
+    with _unpacked_quietly() if inputs.is_cuda else nullcontext():
         outputs, *final = getattr(torch._VF, cell)(
             inputs,
             layered if cell == "lstm" else layered[0],
@@ -41,8 +41,8 @@ def run(
 
 
 @contextmanager
-def _of_cudnn() -> Iterator[None]:
-    """Without torch's warning that the weights are packed at every call."""
+def _unpacked_quietly() -> Iterator[None]:
+    """Without torch's warning that cuDNN packs such weights at every call."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
         yield

@@ -19,6 +19,9 @@ from zoo.metrics import MacroF1
 from zoo.optim import DiscriminativeAdam, Optimization
 from zoo.tasks import LanguageModel, SequenceClassifier
 
+WEIGHT_DECAY = 1e-6
+"""The authors', of the classifier (train_clas.py)."""
+
 
 class TextClassifier(SequenceClassifier):
     """A language model's layers read a text, and `zoo.heads.ConcatPooling` names its class (section 3.3).
@@ -27,7 +30,7 @@ class TextClassifier(SequenceClassifier):
       is read up to its last layer, with the noise within; softmax, output dropout and penalties are left out. Its parameters
       are shared with the model that was given.
     - `hidden_size`, `input_dropout` and `hidden_dropout` are the head's.
-    - `optimization`: `zoo.optim.DiscriminativeAdam` at 1e-2 if not given, with the weight decay of train_clas.py. The
+    - `optimization`: `zoo.optim.DiscriminativeAdam` at 1e-2 if not given, with a decay of `WEIGHT_DECAY`. The
       gradient's norm is clipped to `max_norm`.
     - `max_tokens`: of a longer text `classify` reads so many of its last tokens, as `datamodules.LabelledText` does.
 
@@ -49,7 +52,7 @@ class TextClassifier(SequenceClassifier):
         max_tokens: int = 1400,
     ) -> None:
         super().__init__(num_classes)
-        self.optimization, self.max_norm = optimization or DiscriminativeAdam(1e-2, weight_decay=1e-6), max_norm
+        self.optimization, self.max_norm = optimization or DiscriminativeAdam(1e-2, weight_decay=WEIGHT_DECAY), max_norm
         check_counts(max_tokens=max_tokens)
         self.max_tokens = max_tokens
         encoder = copy.copy(encoder.unwrapped)

@@ -222,9 +222,10 @@ class LanguageModel(Task):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Scales the learning rate by the mean length of the update's windows over `bptt`, for this update."""
+        scale = 1.0 if self.bptt is None else sum(self._steps) / len(self._steps) / self.bptt
         rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] *= 1.0 if self.bptt is None else sum(self._steps) / len(self._steps) / self.bptt
+            group["lr"] *= scale
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         finally:
