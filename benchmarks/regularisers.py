@@ -28,7 +28,7 @@ from datamodules import PennTreebank
 from datamodules.stream import Stream
 from zoo.callbacks import BestWeights, DropoutCurriculum
 from zoo.layers import GRU, LSTM
-from zoo.models import FraternalLSTM, RecurrentLanguageModel
+from zoo.models import FraternalLanguageModel, RecurrentLanguageModel
 from zoo.models.recurrent import stack
 from zoo.noise import Cell, Extent, Noise
 from zoo.optim import StepAdam
@@ -301,7 +301,7 @@ def train(row: Row, updates: int, every: int) -> Result:
         **recipe.slots,
     )
     if recipe.kappa is not None:
-        model = FraternalLSTM(model, recipe.kappa)
+        model = FraternalLanguageModel(model, recipe.kappa)
     curve, kept = Curve(), BestWeights()
     trainer = quiet_trainer(
         max_steps=updates,

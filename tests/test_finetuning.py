@@ -317,7 +317,7 @@ class TestClassifier:
 
     def test_what_wraps_a_model_is_left_out_with_its_softmax(self, here):
         inner = RECIPES["words"]
-        section = {"class_path": "zoo.models.FraternalLSTM", "init_args": {"model": inner}}
+        section = {"class_path": "zoo.models.FraternalLanguageModel", "init_args": {"model": inner}}
         store("wrapped", section, TOKENIZERS["words"])
         self.table()
         self.tune(name="wrapped", epochs=1)

@@ -7,7 +7,13 @@ from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.errors import UserError
 from zoo.metrics import token_nll
-from zoo.models import AWDLSTM, FraternalLSTM, RecurrentBatchNormLanguageModel, RecurrentDropoutLSTM, Zaremba
+from zoo.models import (
+    AWDLSTM,
+    FraternalLanguageModel,
+    RecurrentBatchNormLanguageModel,
+    RecurrentDropoutLanguageModel,
+    Zaremba,
+)
 from zoo.optim import NonMonotonicSGD
 
 TOKENS = torch.randint(30, (6, 3), generator=torch.Generator().manual_seed(0))
@@ -16,7 +22,7 @@ MODELS = {
     "awd": lambda: AWDLSTM(30, 6, 9),
     "mixture": lambda: AWDLSTM(30, 6, 9, softmaxes=2, output_size=7, latent_dropout=0.3),
     "zaremba": lambda: Zaremba(30, 6, dropout=0.5),
-    "gru": lambda: RecurrentDropoutLSTM(30, 6, cell="gru"),
+    "gru": lambda: RecurrentDropoutLanguageModel(30, 6, cell="gru"),
 }
 
 
@@ -39,7 +45,7 @@ def passes(model):
 def test_the_loss_is_the_papers(name, variant):
     torch.manual_seed(0)
     model = MODELS[name]()
-    fraternal = FraternalLSTM(model, kappa=0.7, variant=variant)
+    fraternal = FraternalLanguageModel(model, kappa=0.7, variant=variant)
     seen = passes(model)
     _, _, state = model.loss(WINDOW, None)
     seen.clear()
@@ -61,22 +67,22 @@ def test_the_loss_is_the_papers(name, variant):
 
 def test_without_dropout_it_is_the_model_itself():
     model = Zaremba(30, 6)
-    torch.testing.assert_close(FraternalLSTM(model, kappa=9.0).loss(WINDOW, None), model.loss(WINDOW, None))
+    torch.testing.assert_close(FraternalLanguageModel(model, kappa=9.0).loss(WINDOW, None), model.loss(WINDOW, None))
 
 
 def test_its_objective_is_the_models():
     nll = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert FraternalLSTM(Zaremba(30, 6)).objective(nll) == Zaremba(30, 6).objective(nll) == 5.0
+    assert FraternalLanguageModel(Zaremba(30, 6)).objective(nll) == Zaremba(30, 6).objective(nll) == 5.0
 
 
 def test_evaluation_is_the_models():
     model = MODELS["awd"]().eval()
-    fraternal = FraternalLSTM(model).eval()
+    fraternal = FraternalLanguageModel(model).eval()
     assert torch.equal(fraternal(TOKENS)[0], model(TOKENS)[0])
 
 
 def test_a_batch_normalised_model_takes_no_stream():
-    model = FraternalLSTM(RecurrentBatchNormLanguageModel(30, 6, max_steps=6))
+    model = FraternalLanguageModel(RecurrentBatchNormLanguageModel(30, 6, max_steps=6))
     _, _, state = model.loss(WINDOW, None)
     with pytest.raises(UserError, match="batching is 'stream'"):
         model.loss(WINDOW, state)
@@ -87,7 +93,7 @@ def test_it_forgets_as_often_as_it_is_told_to():
     model = Zaremba(30, 6)
     _, _, state = model.loss(WINDOW, None)
     seen = passes(model)
-    fraternal = FraternalLSTM(model, forget=0.25)
+    fraternal = FraternalLanguageModel(model, forget=0.25)
     for _ in range(200):
         fraternal.loss(WINDOW, state)
     forgotten = [start is None for _, _, start in seen]
@@ -99,7 +105,7 @@ def test_it_trains_with_the_models_own_optimiser(data_tree):
     data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20, random_bptt=True)
     torch.manual_seed(0)
     model = AWDLSTM(data.tokenizer.vocab_size, 8, 12, 2, optimization=NonMonotonicSGD(3.0), bptt=20)
-    fraternal = FraternalLSTM(model)
+    fraternal = FraternalLanguageModel(model)
     trainer = quiet_trainer(max_epochs=2, limit_val_batches=1)
     losses = []
     fraternal.on_train_batch_end = lambda *_: losses.append(trainer.callback_metrics["train/loss"].item())
@@ -112,4 +118,4 @@ def test_it_trains_with_the_models_own_optimiser(data_tree):
 @pytest.mark.parametrize(("name", "value"), [("kappa", -1.0), ("forget", 1.5), ("variant", "sisterly")])
 def test_bad_arguments_are_named(name, value):
     with pytest.raises(UserError, match=f"{name} is"):
-        FraternalLSTM(Zaremba(30, 6), **{name: value})
+        FraternalLanguageModel(Zaremba(30, 6), **{name: value})

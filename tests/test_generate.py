@@ -17,10 +17,10 @@ from zoo.generate import join, select
 from zoo.layers import GRU, LSTM
 from zoo.models import (
     AWDLSTM,
-    FraternalLSTM,
+    FraternalLanguageModel,
     OneHotLanguageModel,
     RecurrentBatchNormLanguageModel,
-    RecurrentDropoutLSTM,
+    RecurrentDropoutLanguageModel,
     VariationalLSTM,
     Zaremba,
     ZoneoutLanguageModel,
@@ -38,13 +38,16 @@ MODELS = {
     "awd-lstm": (WORDS, lambda: AWDLSTM(7, 5, 8)),
     "awd-lstm-mos": (WORDS, lambda: AWDLSTM(7, 5, 8, softmaxes=2)),
     "variational": (WORDS, lambda: VariationalLSTM(7, 8, untied=True)),
-    "recurrent-dropout-gru": (WORDS, lambda: RecurrentDropoutLSTM(7, 8, "gru")),
-    "fraternal": (WORDS, lambda: FraternalLSTM(AWDLSTM(7, 5, 8))),
+    "recurrent-dropout-gru": (WORDS, lambda: RecurrentDropoutLanguageModel(7, 8, "gru")),
+    "fraternal": (WORDS, lambda: FraternalLanguageModel(AWDLSTM(7, 5, 8))),
     "zoneout": (LETTERS, lambda: ZoneoutLanguageModel(V, 8)),
     "gru": (LETTERS, lambda: OneHotLanguageModel(V, GRU(V, 8), StepAdam(1e-3, weight_decay=0.0))),
     "two layers": (LETTERS, lambda: OneHotLanguageModel(V, LSTM(V, 8, 2), StepAdam(1e-3, weight_decay=0.0))),
     "batch norm": (LETTERS, lambda: RecurrentBatchNormLanguageModel(V, 8, max_steps=6)),
-    "fraternal batch norm": (LETTERS, lambda: FraternalLSTM(RecurrentBatchNormLanguageModel(V, 8, max_steps=6))),
+    "fraternal batch norm": (
+        LETTERS,
+        lambda: FraternalLanguageModel(RecurrentBatchNormLanguageModel(V, 8, max_steps=6)),
+    ),
 }
 
 

@@ -6,12 +6,12 @@ import torch
 from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.layers import GRU, LSTM
-from zoo.models import RecurrentDropoutLSTM, RNNDrop
+from zoo.models import RecurrentDropoutLanguageModel, RNNDrop
 from zoo.regularisers import CellDropout, Dropout, RecurrentDropout
 
 MODELS = [
-    (RecurrentDropoutLSTM, {"recurrent_dropout": 0.5}, LSTM, RecurrentDropout),
-    (RecurrentDropoutLSTM, {"recurrent_dropout": 0.5, "cell": "gru"}, GRU, RecurrentDropout),
+    (RecurrentDropoutLanguageModel, {"recurrent_dropout": 0.5}, LSTM, RecurrentDropout),
+    (RecurrentDropoutLanguageModel, {"recurrent_dropout": 0.5, "cell": "gru"}, GRU, RecurrentDropout),
     (RNNDrop, {"cell_dropout": 0.5}, LSTM, CellDropout),
 ]
 
@@ -35,19 +35,19 @@ def test_one_layer_with_noise_in_its_state_alone(build, options, layer, noise):
 
 
 def test_vertical_dropout_is_fresh_at_every_step():
-    model = RecurrentDropoutLSTM(30, hidden_size=8, input_dropout=0.2, output_dropout=0.5)
+    model = RecurrentDropoutLanguageModel(30, hidden_size=8, input_dropout=0.2, output_dropout=0.5)
     assert (type(model.input_dropout), model.input_dropout.p) == (Dropout, 0.2)
     assert (type(model.output_dropout), model.output_dropout.p) == (Dropout, 0.5)
 
 
 def test_the_loss_is_summed_over_the_steps():
     nll = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert RecurrentDropoutLSTM(30, hidden_size=8).objective(nll) == 5.0
+    assert RecurrentDropoutLanguageModel(30, hidden_size=8).objective(nll) == 5.0
 
 
 def test_the_rate_falls_whenever_validation_does_not_improve(data_tree):
     data = PennTreebank(root=str(data_tree), batch_size=4, bptt=20)
-    model = RecurrentDropoutLSTM(data.tokenizer.vocab_size, hidden_size=4, learning_rate=9.0)
+    model = RecurrentDropoutLanguageModel(data.tokenizer.vocab_size, hidden_size=4, learning_rate=9.0)
     trainer = quiet_trainer(max_epochs=4, limit_train_batches=2, limit_val_batches=1)
     rates = []
 

@@ -7,7 +7,7 @@ from tests.conftest import quiet_trainer
 from zoo import LSTM
 from zoo.callbacks import GradualUnfreezing, LastCheckpoint
 from zoo.errors import UserError
-from zoo.models import AWDLSTM, FraternalLSTM, TextClassifier, Zaremba
+from zoo.models import AWDLSTM, FraternalLanguageModel, TextClassifier, Zaremba
 from zoo.optim import DiscriminativeAdam, slanted_triangle
 
 WINDOW = (torch.randint(7, (5, 3)), torch.randint(7, (5, 3)))
@@ -28,7 +28,7 @@ def test_groups_are_the_layers_and_then_the_rest():
     ]
     tied = AWDLSTM(7, embedding_size=4, hidden_size=5, num_layers=2)
     assert names(tied)[-1] == ["embedding.weight", "softmax.bias"]
-    assert names(FraternalLSTM(tied)) == [[f"model.{name}" for name in group] for group in names(tied)]
+    assert names(FraternalLanguageModel(tied)) == [[f"model.{name}" for name in group] for group in names(tied)]
 
 
 def test_a_classifiers_groups_have_the_embedding_below_and_the_head_above():

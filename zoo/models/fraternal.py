@@ -19,7 +19,7 @@ from zoo.tasks.language import Outputs, State
 Variant = Literal["fraternal", "pi", "expectation_linear"]
 
 
-class FraternalLSTM(LanguageModel):
+class FraternalLanguageModel(LanguageModel):
     """Any language model, trained to predict alike under two draws of its dropout.
 
         L = (L_1 + L_2) / 2 + kappa * mean of (logits_1 - logits_2)**2        over steps, batch and vocabulary

@@ -47,7 +47,7 @@ class _OneLayer(RecurrentLanguageModel):
         )
 
 
-class RecurrentDropoutLSTM(_OneLayer):
+class RecurrentDropoutLanguageModel(_OneLayer):
     """An LSTM, or by `cell` its GRU twin, with dropout on the update to its state (`zoo.RecurrentDropout`, section 3).
 
     `recurrent_dropout` is the probability of dropping, drawn `per` step or once a window; the other two act on the vertical
