@@ -15,7 +15,7 @@ from datamodules.stream import Stream
 from tests.conftest import quiet_trainer
 from tests.test_bundle import make
 from zoo.errors import UserError
-from zoo.evaluation import Cache, DynamicEvaluation, Ensemble, MonteCarlo, Plain, Temperature
+from zoo.evaluation import Cache, DynamicEvaluation, Ensemble, MonteCarlo, Plain, Temperature, tune_cache
 from zoo.layers import GRU, RNN, BatchNormLSTM
 from zoo.metrics import token_nll
 from zoo.models import AWDLSTM, RecurrentLanguageModel, VariationalLSTM, Zaremba
@@ -235,7 +235,8 @@ class TestCache:
         score = Cache(window=7).begin(model)
         for start in range(0, 60, 5):
             score(inputs[start : start + 5], targets[start : start + 5])
-        kept = inspect.getclosurevars(score).nonlocals
+        read = inspect.getclosurevars(score).nonlocals["read"]
+        kept = inspect.getclosurevars(read).nonlocals
         assert len(kept["contexts"]) == len(kept["followers"]) == 7
         assert kept["contexts"].untyped_storage().nbytes() <= (7 + 5) * 2 * 8 * 4
 
@@ -253,6 +254,38 @@ class TestCache:
         (name,) = option
         with pytest.raises(UserError, match=f"{name} is"):
             Cache(**option)
+
+
+class TestTuneCache:
+    def test_every_point_is_that_cache_and_the_best_comes_first(self):
+        model = build(awd_lstm).train()
+        text = TEXT * 12  # several windows
+        tuned = tune_cache(model, text, windows=(3, 30, 300), thetas=(0.0, 2.5), weights=(0.1, 0.6))
+        assert model.training
+        assert len({(c.window, c.theta, c.weight) for c, _ in tuned}) == len(tuned) == 12
+        for cache, perplexity in tuned:
+            assert perplexity == pytest.approx(model.score(text, evaluation=cache).perplexity, rel=1e-6)
+        perplexities = [each.perplexity for each in tuned]
+        assert perplexities == sorted(perplexities)
+        assert perplexities[0] < 0.9 * perplexities[-1]
+
+    def test_columns_of_a_data_module(self):
+        model, (inputs, targets) = build(simple_network), ids(steps=40, columns=3)
+        windows = [(inputs[:25], targets[:25]), (inputs[25:], targets[25:])]
+        (tuned,) = tune_cache(model, iter(windows), [6], [2.5], [0.4])
+        nll = scored(tuned.cache, model, inputs, targets)
+        assert tuned.perplexity == pytest.approx(nll.mean().exp().item(), rel=1e-6)
+
+    def test_what_cannot_be_tuned_is_named(self):
+        model = build(zaremba)
+        with pytest.raises(UserError, match="thetas is empty"):
+            tune_cache(model, TEXT, thetas=[])
+        with pytest.raises(UserError, match="weight is 1.5"):
+            tune_cache(model, TEXT, weights=[1.5])
+        with pytest.raises(UserError, match="the text is empty"):
+            tune_cache(model, "")
+        with pytest.raises(UserError, match="text has no windows"):
+            tune_cache(model, [])
 
 
 def dynamic_by_hand(model, inputs, targets, evaluation, rms):

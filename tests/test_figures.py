@@ -9,7 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import batch_norm, cross_entropy
 
+import zoo
+from datamodules import PennTreebank
 from tests.conftest import ROOT
+from zoo.evaluation import tune_cache
 
 
 @pytest.fixture
@@ -208,3 +211,32 @@ def test_batch_norm_gradients_writes_what_it_measured(gradients, data_tree, monk
     assert float(row["mean"]) == pytest.approx(norms.mean().item(), rel=1e-3)
     assert float(row["lower"]) < float(row["upper"])
     assert "20 training images of\n16 pixels" in (tmp_path / "batch_norm_gradients.md").read_text()
+
+
+def test_continuous_cache_writes_what_it_tuned(data_tree, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("continuous_cache")
+    monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
+    name = "zaremba-small-ptb"
+    grid = {"WINDOWS": (20, 60), "THETAS": (0.3, 1.0), "WEIGHTS": (0.1, 0.4)}
+    for constant, values in grid.items() | {("MODELS", (name,))}:
+        monkeypatch.setattr(script, constant, values)
+    rows = run(script, monkeypatch, tmp_path)
+    data = PennTreebank()
+    data.prepare_data()
+    model = zoo.load(name)
+    tuned = tune_cache(model, data.val_dataloader(), *grid.values())
+    best = {(c.window, c.theta): (c.weight, p) for c, p in reversed(tuned)}
+    written = {(int(row["window"]), float(row["theta"])): row for row in rows}
+    assert written.keys() == best.keys()
+    for point, (weight, perplexity) in best.items():
+        assert float(written[point]["weight"]) == weight
+        assert float(written[point]["validation perplexity"]) == pytest.approx(perplexity, abs=1e-4)
+    cache, validation = tuned[0]
+    ((_, test),) = tune_cache(model, data.test_dataloader(), [cache.window], [cache.theta], [cache.weight])
+    line = (tmp_path / "continuous_cache.md").read_text().splitlines()[4]
+    plain, with_cache, *constants, plain_test, with_cache_test = line.strip("| ").split(" | ")[1:]
+    assert [with_cache, with_cache_test] == [f"{validation:.2f}", f"{test:.2f}"]
+    assert constants == [str(cache.window), f"{cache.theta:g}", f"{cache.weight:g}"]
+    assert validation < float(plain)
+    assert test < float(plain_test)

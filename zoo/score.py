@@ -464,12 +464,24 @@ def _surprisals(
     """The ids in windows that do not depend on the blocks, and -ln p of each, in evaluation mode."""
     with evaluating(model):
         scorer = evaluation.begin(model)
+    for ids, inputs, targets in _steps(model, blocks):
+        with evaluating(model):
+            nats: list[float] = scorer(inputs, targets).squeeze(1).tolist()
+        yield ids, nats
+
+
+def windows_of(model: "LanguageModel", text: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """A text as it is scored: the ids of each window (T, 1) and the ids that follow each; `UserError` for an empty one."""
+    for _, inputs, targets in _steps(model, _encoded(tokenizer_of(model), [text])):
+        yield inputs, targets
+
+
+def _steps(model: "LanguageModel", blocks: Iterable[Ids]) -> Iterator[tuple[Ids, Tensor, Tensor]]:
+    """The ids in windows, the tokens before them (T, 1) and they themselves (T, 1)."""
     before = np.array([first_context(model)])
     for ids in _windows(blocks):
         window = torch.from_numpy(np.concatenate([before, ids]).astype(np.int64)).to(model.device).unsqueeze(1)
-        with evaluating(model):
-            nats: list[float] = scorer(window[:-1], window[1:]).squeeze(1).tolist()
-        yield ids, nats
+        yield ids, window[:-1], window[1:]
         before = ids[-1:]
 
 
