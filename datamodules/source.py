@@ -193,7 +193,7 @@ def _open(path: str, columns: Sequence[str], config: str | None, root: str | Non
         folder = found[0].resolve()
         loaded = load(folder.name, config=config, root=str(folder.parent))
     else:
-        places = " and ".join(map(str, _places(path, root)))
+        places = " and ".join(dict.fromkeys(map(str, _places(path, root))))
         nothing = f"no text at {path}: looked for a file, a folder or a pattern at {places}"
         if not is_dataset_id(path):
             raise UserError(nothing)

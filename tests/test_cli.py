@@ -236,6 +236,8 @@ class TestBadInput:
     def test_unknown_name(self, model, capsys):
         assert "no model 'tiiny': did you mean tiny" in fails(capsys, "score", "tiiny", "-")
         assert "no model 'tiiny': did you mean tiny" in fails(capsys, "test", "tiiny")
+        assert "there is no file or folder /nowhere/tiny" in fails(capsys, "test", "/nowhere/tiny")
+        assert "there is no file or folder tiny.yaml" in fails(capsys, "fit", "--config", "tiny.yaml")
 
     def test_no_file_and_no_text(self, model, capsys):
         assert "nothing.txt cannot be read: No such file" in fails(capsys, "score", "tiny", "nothing.txt")
@@ -261,9 +263,17 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("option", "named"),
         [
-            ("--model.init_args.hiden_size=3", "hiden_size"),
+            (
+                "--model.hiden_size=3",
+                "error: zoo.models.Zaremba has no option 'hiden_size': did you mean 'hidden_size'?\n",
+            ),
+            (
+                "--model.init_args.zebra=3",
+                "error: zoo.models.Zaremba has no option 'zebra': it has vocab_size, hidden_",
+            ),
             ("--model=torch.nn.Linear", "torch.nn.Linear"),
             ("--trainer.maximum_epochs=3", "maximum_epochs"),
+            ("--trainer.max_epoch=3", "error: unrecognized arguments: --trainer.max_epoch=3"),
         ],
     )
     def test_misspelt_options(self, model, option, named, capsys):

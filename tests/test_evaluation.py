@@ -215,6 +215,14 @@ def brute_force_cache(model, inputs, targets, evaluation):
     return nll
 
 
+def test_each_shows_its_arguments():
+    assert repr(Cache(20, 0.5)) == "Cache(window=20, theta=0.5, weight=0.1, wait=False)"
+    assert repr(Ensemble(["a"])) == "Ensemble(members=['a'])"
+    assert repr(Plain()) == "Plain()"
+    with pytest.raises(UserError, match=r"evaluation is the class Cache; expected a Evaluation: Cache\(\.\.\.\)"):
+        build(zaremba).score("a", evaluation=Cache)
+
+
 class TestCache:
     @pytest.mark.parametrize("wait", [False, True])
     @pytest.mark.parametrize("window", [1, 6, 24])
@@ -279,7 +287,11 @@ class TestTuneCache:
     def test_what_cannot_be_tuned_is_named(self):
         model = build(zaremba)
         with pytest.raises(UserError, match="thetas is empty"):
-            tune_cache(model, TEXT, thetas=[])
+            tune_cache(model, TEXT, thetas=np.zeros(0))
+        with pytest.raises(UserError, match="windows is 50, a int; expected a list"):
+            tune_cache(model, TEXT, windows=50)
+        with pytest.raises(UserError, match="window is 5.5, a float; expected a whole number"):
+            tune_cache(model, TEXT, windows=[5.5])
         with pytest.raises(UserError, match="weight is 1.5"):
             tune_cache(model, TEXT, weights=[1.5])
         with pytest.raises(UserError, match="the text is empty"):
@@ -362,7 +374,12 @@ class TestDynamicEvaluation:
     def test_windows_of_the_training_text_are_as_long_as_a_segment(self):
         assert DynamicEvaluation().training_windows == (100, 5)
         assert DynamicEvaluation(segment=7).training_windows == (100, 7)
-        assert DynamicEvaluation(statistics="none").training_windows is None
+        assert DynamicEvaluation(0.1, statistics="none").training_windows is None
+
+    def test_plain_descent_has_no_rate_by_itself(self):
+        assert DynamicEvaluation().learning_rate == 5e-5
+        with pytest.raises(UserError, match="give a learning_rate too"):
+            DynamicEvaluation(statistics="none")
 
     def test_unprepared_it_says_what_to_do(self):
         with pytest.raises(UserError, match=r"call its prepare\(model, windows\) with .*100, 5.*statistics='none'"):

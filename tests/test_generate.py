@@ -336,6 +336,10 @@ class TestPrompts:
         {"top_p": float("nan")},
         {"beams": 0},
         {"seed": 2**64},
+        {"seed": "a"},
+        {"top_k": 1.5},
+        {"top_p": "high"},
+        {"temperature": "hot"},
     ],
 )
 def test_options_out_of_range_are_named(model, option):

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
-from zoo.callbacks import LearningCurve
+from zoo.callbacks import LearningCurve, draw_curve
 from zoo.errors import UserError
 from zoo.evaluation import DynamicEvaluation
 from zoo.metrics import token_nll
@@ -202,3 +203,18 @@ def test_the_curve_has_a_models_own_metrics_and_no_other_callbacks(data_tree, tm
     metrics = {name for name in curve.rows[0] if "/" in name}
     assert metrics == {"train/length/mean", "train/perplexity", "validation/perplexity"}
     assert (tmp_path / "curve.png").exists()
+
+
+def test_the_picture_of_a_curve_marks_the_best_of_the_last_grade(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    difficulties, values = [2, 2, 3, 3, 3], [50.0, 90.5, 40.0, 71.25, 70.0]
+    rows = [
+        {"epoch": epoch, "difficulty": difficulty, "validation/exact_match": value}
+        for epoch, (difficulty, value) in enumerate(zip(difficulties, values, strict=True), start=1)
+    ]
+    draw_curve(rows, tmp_path / "curve.png")
+    draw_curve([{key: row[key] for key in row if key != "difficulty"} for row in rows], tmp_path / "curve.png")
+    graded, plain = ([text.get_text().strip() for text in figure.axes[0].texts] for figure in figures)
+    assert graded == ["difficulty 3", "71.25"]
+    assert plain == ["90.5"]

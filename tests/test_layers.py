@@ -115,6 +115,15 @@ def test_equals_torch(kind, num_layers, bidirectional, batch_first, bias, backen
 
 
 @kinds
+def test_takes_torchs_keywords(kind):
+    ours, theirs = pair(kind)
+    h, *c = state_of(ours)
+    state = (h, *c) if c else h
+    inputs = draw(T, B, I)
+    torch.testing.assert_close(ours(input=inputs, hx=state), theirs(input=inputs, hx=state))
+
+
+@kinds
 def test_weights_move_to_torch_and_back(kind):
     ours, theirs = OURS[kind](I, H, 2, bidirectional=True), THEIRS[kind](I, H, 2, bidirectional=True)
     assert list(ours.state_dict()) == list(theirs.state_dict())

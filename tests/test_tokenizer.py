@@ -97,6 +97,15 @@ def test_ids_take_the_smallest_unsigned_type():
 def test_decoding_breaks_lines():
     tokenizer = Tokenizer.words([EOS, UNK, "a", "b"])
     assert tokenizer.decode(tokenizer.encode("a b\n\nb a\n")) == "a b\n\nb a\n"
+    assert tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_what_is_no_id_is_not_decoded(wrong):
+    tokenizer = Tokenizer.words([EOS, UNK, "a", "b"])
+    assert repr(tokenizer) == "<Tokenizer: 4 words>"
+    with pytest.raises(ValueError, match=f"ids from .*{wrong}.*; the vocabulary has 0 to 3"):
+        tokenizer.decode([2, wrong])
 
 
 def test_vocabularies_are_by_falling_frequency():

@@ -2,27 +2,38 @@
 
 import math
 import reprlib
+from collections.abc import Iterable
+from numbers import Integral, Real
 
 from zoo.errors import UserError
+
+_NAMES: dict[type, str] = {Integral: "whole number", Real: "number", Iterable: "list"}
 
 
 def check_counts(**values: int | None) -> None:
     """Each is 1 or more, or None."""
     for name, value in values.items():
-        if value is not None and value < 1:
+        if value is None:
+            continue
+        check_type(name, value, Integral)
+        if value < 1:
             raise UserError(f"{name} is {value}; it must be 1 or more")
 
 
 def check_positive(**values: float | None) -> None:
     """Each is above 0 and finite, or None."""
     for name, value in values.items():
-        if value is not None and not 0 < value < math.inf:
+        if value is None:
+            continue
+        check_type(name, value, Real)
+        if not 0 < value < math.inf:
             raise UserError(f"{name} is {value}; it must be positive and finite")
 
 
 def check_not_negative(**values: float) -> None:
     """Each is 0 or more and finite."""
     for name, value in values.items():
+        check_type(name, value, Real)
         if not 0 <= value < math.inf:
             raise UserError(f"{name} is {value}; it must be finite and 0 or more")
 
@@ -35,9 +46,12 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 def check_type(name: str, value: object, *expected: type) -> None:
     """`value` is of one of the types."""
-    if not isinstance(value, expected):
-        names = " or ".join(each.__name__ for each in expected)
-        raise UserError(f"{name} is {reprlib.repr(value)}, a {type(value).__name__}; expected a {names}")
+    if isinstance(value, expected):
+        return
+    names = " or ".join(_NAMES.get(each, each.__name__) for each in expected)
+    if isinstance(value, type):
+        raise UserError(f"{name} is the class {value.__name__}; expected a {names}: {value.__name__}(...)")
+    raise UserError(f"{name} is {reprlib.repr(value)}, a {type(value).__name__}; expected a {names}")
 
 
 def check_shares(batch_size: int, world_size: int) -> None:

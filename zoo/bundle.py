@@ -5,7 +5,9 @@
 curve.
 """
 
+import difflib
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -30,6 +32,9 @@ from zoo.tasks import Task
 from zoo.tokenizer import Tokenizer
 
 SHARD_BYTES = 90_000_000
+
+_NO_OPTION = re.compile(r"class_path '([\w.]+)':\s*(?:- )?Option '(\w+)' is not accepted")
+"""The parser says so in the midst of nine lines."""
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -137,8 +142,22 @@ def instantiate(section: dict[str, Any], file: Path) -> Task:
     try:
         model: Task = parser.instantiate(parser.parse_object({"model": section})).model
     except (ArgumentError, ValueError) as error:
-        raise UserError(f"{file}: {error}") from error
+        raise UserError(f"{file}: {in_brief(str(error))}") from error
     return model
+
+
+def in_brief(message: str) -> str:
+    """What the parser says; of an option that a class does not have, in one line."""
+    found = _NO_OPTION.search(message)
+    if found is None:
+        return message
+    path, option = found.groups()
+    module, _, name = path.rpartition(".")
+    known = list(inspect.signature(getattr(import_module(module), name)).parameters)
+    close = difflib.get_close_matches(option, known, n=1)
+    return f"{path} has no option {option!r}: " + (
+        f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+    )
 
 
 def load(folder: Path) -> Task:
@@ -155,7 +174,7 @@ def verify(folder: Path) -> None:
     file = folder / SUMS
     if not has_weights(folder) and not file.exists() and (folder / RECIPE).exists():
         raise UserError(
-            f"{folder.name} is a recipe without weights: train it with 'fit --config {folder / RECIPE}', or take it with "
+            f"{folder.name} is a recipe without weights: train it with 'python cli.py fit {folder.name}', or take it with "
             "fresh weights, zoo.build"
         )
     if not file.exists():

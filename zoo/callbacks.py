@@ -305,7 +305,7 @@ def write_curve(rows: list[Row], folder: Path) -> None:
 
 
 def draw_curve(rows: list[Row], file: Path) -> None:
-    """Every metric of the rows against the epochs, the best validation value marked."""
+    """Every metric of the rows against the epochs, the best validation value marked: of graded data, of the last grade."""
     from matplotlib.figure import Figure  # half a second to import
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
@@ -313,6 +313,11 @@ def draw_curve(rows: list[Row], file: Path) -> None:
     axes = figure.subplots()
     names = list(dict.fromkeys(name for row in rows for name in row if "/" in name))
     spread = 1.0
+    grades = [row.get("difficulty") for row in rows]
+    for row, before, grade in zip(rows[1:], grades, grades[1:], strict=False):
+        if grade != before:
+            axes.axvline(row["epoch"] - 0.5, color="gray", linewidth=1)
+            axes.annotate(f" difficulty {grade:g}", (row["epoch"] - 0.5, 0.02), xycoords=("data", "axes fraction"))
     for name in names:
         split, metric = name.split("/", 1)
         epochs, values = zip(*((row["epoch"], row[name]) for row in rows if name in row), strict=True)
@@ -323,7 +328,10 @@ def draw_curve(rows: list[Row], file: Path) -> None:
         if min(values) > 0 and not rises:
             spread = max(spread, max(values) / min(values))
         if split == "validation" and known is not None:
-            best = (max if rises else min)(range(len(values)), key=values.__getitem__)
+            alike = [
+                at for at, row in enumerate(row for row in rows if name in row) if row.get("difficulty") == grades[-1]
+            ]
+            best = (max if rises else min)(alike, key=values.__getitem__)
             text, point = f"{values[best]:.4g}", (epochs[best], values[best])
             axes.annotate(text, point, (0, 8), textcoords="offset points", ha="center" if rises else "right")
     axes.margins(y=0.1)

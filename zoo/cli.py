@@ -83,7 +83,7 @@ def score(
     if evaluation is not None and evaluation.training_windows is not None:
         raise UserError(
             f"{type(evaluation).__name__} wants to see the training text, which score does not have: test NAME --evaluation "
-            "... has it; or give --evaluation.statistics none"
+            "... has it; or give --evaluation.statistics none and --evaluation.learning_rate"
         )
     for wanted in (name, compare):
         if wanted is not None:
@@ -221,11 +221,11 @@ def main(argv: list[str] | None = None) -> None:
             hush()
             others = " and ".join(f"--task {other}" for other in chosen if other != task)
             epilog = f"These are the options of {prog} --task {task}; those of {others} have a --help of their own."
-            print(auto_cli(chosen[task], args=rest, prog=f"{prog} --task {task}", epilog=epilog))
+            print(auto_cli(chosen[task], args=rest, prog=f"{prog} --task {task}", epilog=epilog, allow_abbrev=False))
         elif command in _COMMANDS:
             from jsonargparse import auto_cli
 
-            auto_cli(_COMMANDS[command], args=rest, prog=prog)
+            auto_cli(_COMMANDS[command], args=rest, prog=prog, allow_abbrev=False)
         elif command in ("-h", "--help"):
             print(_usage())
         else:
@@ -323,7 +323,7 @@ def _writing(output: str | None, overwrite: bool) -> Iterator[TextIO]:
     file = Path(output)
     is_file = os.path.isfile(file)  # Path.is_file raises for a name too long
     if os.path.exists(file) and not (overwrite and is_file):
-        instead = ", or give --overwrite=true" if is_file else ""
+        instead = ", or give --overwrite true" if is_file else ""
         raise UserError(f"{output} exists: name another file{instead}")
     part = file.with_name(f"{file.name}.part")
     try:

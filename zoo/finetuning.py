@@ -445,7 +445,7 @@ def _check_output(folder: Path, overwrite: bool) -> None:
     """Before a training whose result could not be written."""
     there = os.path.exists(folder)  # Path.exists raises for a name too long
     if there and not overwrite:
-        raise UserError(f"output {folder} exists: name another folder, or give --overwrite=true")
+        raise UserError(f"output {folder} exists: name another folder, or give overwrite=True (--overwrite true)")
     if there and not (folder / RECIPE).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output {folder} exists and is no model, so it is not overwritten: name another folder")
     parent = next(parent for parent in folder.absolute().parents if os.path.exists(parent))

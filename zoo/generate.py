@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,15 +53,20 @@ class Decoding:
         if self.tokens < 0:
             raise UserError(f"tokens is {self.tokens}; it must be 0 or more")
         check_counts(top_k=self.top_k, beams=self.beams)
+        check_type("temperature", self.temperature, Real)
         if self.temperature != 0 and not _COLDEST <= self.temperature < math.inf:
             raise UserError(
                 f"temperature is {self.temperature}; it must be {_COLDEST:f} or more and finite, or 0, which takes the "
                 "likeliest token"
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must lie in (0, 1]")
-        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
-            raise UserError(f"seed is {self.seed}; it must be a number of 64 bits")
+        if self.top_p is not None:
+            check_type("top_p", self.top_p, Real)
+            if not 0 < self.top_p <= 1:
+                raise UserError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        if self.seed is not None:
+            check_type("seed", self.seed, Integral)
+            if not -(2**63) <= self.seed < 2**64:
+                raise UserError(f"seed is {self.seed}; it must be a number of 64 bits")
         drawing = {"top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
         given = [name for name, value in drawing.items() if value is not None]
         given += ["temperature"] if self.temperature != 1 else []

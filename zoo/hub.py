@@ -111,6 +111,8 @@ def find(name: str | Path, revision: str | None = None) -> Found:
         raise UserError(f"{name} is a folder but no model: it has no {RECIPE}")
     if _may_be_repository(name):
         return Found(path.name, _download(name, revision), name)
+    if path.is_absolute() or path.suffix in (".yaml", ".yml"):
+        raise UserError(f"there is no file or folder {path}")
     close = difflib.get_close_matches(path.name, names(), n=3, cutoff=0.4)
     known = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names()) or 'none'}."
     places = ", ".join(map(str, _homes()))

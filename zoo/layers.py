@@ -59,7 +59,7 @@ class Recurrent(nn.Module):
     `dropout` acts between the layers, afresh at every time step (Zaremba et al. 2014, equations 7 to 9). Evaluation is
     deterministic: no dropout, and of the noise whatever its regulariser prescribes.
 
-    inputs (T, B, input_size), or (B, T, input_size) where `batch_first`; state (num_layers * directions, B, H) ->
+    input (T, B, input_size), or (B, T, input_size) where `batch_first`; hx, the state (num_layers * directions, B, H) ->
     outputs (T, B, directions * H), or (B, T, directions * H); the final state, whose reverse direction is that at the
     first step.
 
@@ -72,10 +72,10 @@ class Recurrent(nn.Module):
     R), which makes a large layer up to twice as fast.
 
     What torch's have and these do not: `proj_size`, packed sequences (`lengths` is their like), inputs without a batch or of
-    a batch of 0, `all_weights`; `bias` and `dropout` are attributes of other types. A second backward pass through the same
-    graph, a gradient of the gradient, `torch.compile(fullgraph=True)` and strict `torch.export` need the backend
-    "reference", as the others write over what they saved; `torch.func`, `torch.export` and `torch.jit.trace` find it by
-    themselves.
+    a batch of 0, `all_weights`, `torch.jit.script`; `bias` and `dropout` are attributes of other types. A second backward
+    pass through the same graph, a gradient of the gradient, `torch.compile(fullgraph=True)` and strict `torch.export` need
+    the backend "reference", as the others write over what they saved; `torch.func`, `torch.export` and `torch.jit.trace`
+    find it by themselves.
 
     Raises `ValueError` for arguments that do not fit, before any work.
     """
@@ -293,26 +293,26 @@ class Recurrent(nn.Module):
 class LSTM(Recurrent):
     """Stacked LSTM layers in the place of `torch.nn.LSTM`, with noise: see `Recurrent`; equations in `functional.lstm`.
 
-    inputs (T, B, I), state (h, c) -> outputs (T, B, directions * H), state.
+    input (T, B, I), hx (h, c) -> outputs (T, B, directions * H), (h, c).
     """
 
     cell = "lstm"
     _parts = ("h", "c")
 
     def forward(
-        self, inputs: Tensor, state: LSTMState | None = None, lengths: Lengths | None = None
+        self, input: Tensor, hx: LSTMState | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, LSTMState]:
-        outputs, (h, c), _ = self._run(inputs, state, lengths)
+        outputs, (h, c), _ = self._run(input, hx, lengths)
         return outputs, (h, c)
 
     def with_cells(
-        self, inputs: Tensor, state: LSTMState | None = None, lengths: Lengths | None = None
+        self, input: Tensor, hx: LSTMState | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, LSTMState, list[Tensor]]:
         """`forward`, and c(t) of every layer and direction, in the order of the state.
 
         Each is (T, B, H), or (B, T, H) where `batch_first`, in the order of the inputs' steps, and 0 in the padding.
         """
-        outputs, (h, c), cells = self._run(inputs, state, lengths, cells=True)
+        outputs, (h, c), cells = self._run(input, hx, lengths, cells=True)
         return outputs, (h, c), cells
 
     def _sequence(
@@ -333,7 +333,7 @@ class GRU(Recurrent):
 
     The reset gate acts after the product with R, as torch's and cuDNN's; in the papers before it: `reset_after=False`.
 
-    inputs (T, B, I), state h -> outputs (T, B, directions * H), state.
+    input (T, B, I), hx h -> outputs (T, B, directions * H), h.
     """
 
     cell = "gru"
@@ -374,10 +374,8 @@ class GRU(Recurrent):
         )
         self.reset_after = reset_after
 
-    def forward(
-        self, inputs: Tensor, state: Tensor | None = None, lengths: Lengths | None = None
-    ) -> tuple[Tensor, Tensor]:
-        outputs, (h,), _ = self._run(inputs, None if state is None else (state,), lengths)
+    def forward(self, input: Tensor, hx: Tensor | None = None, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
+        outputs, (h,), _ = self._run(input, None if hx is None else (hx,), lengths)
         return outputs, h
 
     def _sequence(
@@ -390,7 +388,7 @@ class GRU(Recurrent):
 class RNN(Recurrent):
     """Stacked simple layers in the place of `torch.nn.RNN`, with noise: see `Recurrent`; equations in `functional.rnn`.
 
-    inputs (T, B, I), state h -> outputs (T, B, directions * H), state.
+    input (T, B, I), hx h -> outputs (T, B, directions * H), h.
     """
 
     cell = "rnn"
@@ -432,10 +430,8 @@ class RNN(Recurrent):
         )
         self.nonlinearity: Nonlinearity = nonlinearity
 
-    def forward(
-        self, inputs: Tensor, state: Tensor | None = None, lengths: Lengths | None = None
-    ) -> tuple[Tensor, Tensor]:
-        outputs, (h,), _ = self._run(inputs, None if state is None else (state,), lengths)
+    def forward(self, input: Tensor, hx: Tensor | None = None, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
+        outputs, (h,), _ = self._run(input, None if hx is None else (hx,), lengths)
         return outputs, h
 
     def _sequence(
@@ -617,15 +613,15 @@ class BatchNormLSTM(_NormalisedLSTM):
         self.reset_population()
 
     def forward(
-        self, inputs: Tensor, state: LSTMState | None = None, lengths: Lengths | None = None, first_step: int = 0
+        self, input: Tensor, hx: LSTMState | None = None, lengths: Lengths | None = None, first_step: int = 0
     ) -> tuple[Tensor, LSTMState]:
-        outputs, (h, c), _ = self._run(inputs, state, lengths, first_step=first_step)
+        outputs, (h, c), _ = self._run(input, hx, lengths, first_step=first_step)
         return outputs, (h, c)
 
     def with_cells(
-        self, inputs: Tensor, state: LSTMState | None = None, lengths: Lengths | None = None, first_step: int = 0
+        self, input: Tensor, hx: LSTMState | None = None, lengths: Lengths | None = None, first_step: int = 0
     ) -> tuple[Tensor, LSTMState, list[Tensor]]:
-        outputs, (h, c), cells = self._run(inputs, state, lengths, cells=True, first_step=first_step)
+        outputs, (h, c), cells = self._run(input, hx, lengths, cells=True, first_step=first_step)
         return outputs, (h, c), cells
 
     def reset_population(self) -> None:

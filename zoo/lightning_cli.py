@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
@@ -92,6 +92,11 @@ def _recipe(found: hub.Found, as_it_stands: bool) -> list[str]:
     return ["--name", found.name, "--config", json.dumps(recipe)]
 
 
+class _Parser(LightningArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(bundle.in_brief(message), ex)
+
+
 class ZooCLI(LightningCLI):
     """LightningCLI whose recipes also carry a card, whose runs log under `logs/<name>`, and whose fit ends in a bundle."""
 
@@ -105,6 +110,8 @@ class ZooCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
             trainer_defaults=trainer_defaults(),
+            parser_class=_Parser,
+            parser_kwargs={"allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -296,11 +303,10 @@ class ZooCLI(LightningCLI):
 
     def _evaluation(self) -> str:
         """What is printed of the evaluation, where there is one."""
-        chosen = self._get(self.config, "evaluation")
+        chosen = self._get(self.config_init, "evaluation")
         if chosen is None:
             return ""
-        arguments = ", ".join(f"{name}={value!r}" for name, value in chosen.get("init_args", {}).items())
-        return f", by {chosen.class_path.rsplit('.', 1)[-1]}({arguments})"
+        return f", by {chosen!r}"
 
     def _recipe_text(self) -> str:
         """The recipe as it was given, comments and all; where options changed what it says, its settings, of which the card

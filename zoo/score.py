@@ -1,5 +1,6 @@
 """How well a language model predicts a text, token by token."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -53,6 +54,10 @@ class Evaluation(ABC):
     @abstractmethod
     def begin(self, model: "LanguageModel") -> Scorer:
         """What scores the windows of a text, one after the other, from a zero state; the model is left as it was."""
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters)
+        return f"{type(self).__name__}({arguments})"
 
 
 class Plain(Evaluation):
@@ -364,6 +369,8 @@ def score_sentences(model: "LanguageModel", sentences: Iterable[str]) -> Iterato
     tokenizer = tokenizer_of(model)
     remaining, read = iter(sentences), 0
     while chunk := list(islice(remaining, _SENTENCES)):
+        for sentence in chunk:
+            check_type("sentence", sentence, str)
         texts = [sentence.removesuffix("\n") for sentence in chunk]
         encoded = []
         for number, text in enumerate(texts, start=read + 1):

@@ -104,6 +104,9 @@ class Tokenizer:
         self._chunks: dict[str, list[int]] = {}
         self._characters = np.full(_CODE_POINTS if self.level == "character" else 0, -1, dtype=np.int32)
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer: {self.vocab_size:,} {self.level}s>"
+
     @classmethod
     def words(cls, vocabulary: Sequence[str], normaliser: Normaliser = "none") -> "Tokenizer":
         """Whitespace-separated words, `<eos>` for a line break, `<unk>` for a word outside the vocabulary."""
@@ -167,7 +170,10 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text; at word level words are joined by blanks and `<eos>` breaks the line."""
-        text = self.library.decode(list(ids), skip_special_tokens=False)
+        ids = list(ids)
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise ValueError(f"ids from {min(ids)} to {max(ids)}; the vocabulary has 0 to {self.vocab_size - 1}")
+        text = self.library.decode(ids, skip_special_tokens=False)
         return text if self.level == "character" else re.sub(rf" ?(?<!\S){EOS}(?!\S) ?", "\n", text)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:

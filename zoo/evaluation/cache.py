@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.arguments import check_counts, check_not_negative
+from zoo.arguments import check_counts, check_not_negative, check_type
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.metrics import token_nll
@@ -77,8 +77,10 @@ def tune_cache(
 
     `text` is the validation text, or its windows as a data module gives them: ids (T, B) and the ids that follow each.
     """
+    check_type("text", text, str, Iterable)
     for name, values in {"windows": windows, "thetas": thetas, "weights": weights}.items():
-        if not values:
+        check_type(name, values, Iterable)
+        if not len(values):
             raise UserError(f"{name} is empty; give the values to try")
     caches = {(w, t): [Cache(w, t, weight) for weight in weights] for w, t in product(windows, thetas)}
     totals = dict.fromkeys(caches, torch.zeros(len(weights), dtype=torch.float64))

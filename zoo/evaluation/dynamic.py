@@ -18,6 +18,8 @@ from zoo.tasks import LanguageModel
 
 Statistics = Literal["gradient_rms", "none"]
 
+_LEARNING_RATE = 5e-5
+
 _COLUMNS = 100
 """Of the training text, as `prepare` reads it."""
 
@@ -35,7 +37,8 @@ class DynamicEvaluation(Evaluation):
     https://github.com/benkrause/dynamic-evaluation. Learning rate and decay are to be tuned on the validation text, and
     scale with `segment`.
 
-    With statistics "none" M + epsilon and D are 1: plain gradient descent, which wants a far greater learning rate.
+    With statistics "none" M + epsilon and D are 1: plain gradient descent. It wants a far greater learning rate than the
+    5e-5 that the other has where none is given, and has to be given one.
 
     The model itself never changes: the adapted weights and two constants for each belong to the text's scorer. A text's
     last segment may be shorter, and so is a window's last one where `segment` does not divide its length.
@@ -43,16 +46,20 @@ class DynamicEvaluation(Evaluation):
 
     def __init__(
         self,
-        learning_rate: float = 5e-5,
+        learning_rate: float | None = None,
         decay: float = 2e-3,
         epsilon: float = 2e-5,
         segment: int = 5,
         statistics: Statistics = "gradient_rms",
     ) -> None:
+        check_choice("statistics", statistics, get_args(Statistics))
+        if learning_rate is None:
+            if statistics == "none":
+                raise UserError("statistics is 'none', plain gradient descent: give a learning_rate too, such as 0.1")
+            learning_rate = _LEARNING_RATE
         check_not_negative(learning_rate=learning_rate, decay=decay)
         check_positive(epsilon=epsilon)
         check_counts(segment=segment)
-        check_choice("statistics", statistics, get_args(Statistics))
         self.learning_rate, self.decay, self.epsilon = learning_rate, decay, epsilon
         self.segment, self.statistics = segment, statistics
         self.training_windows = None if statistics == "none" else (_COLUMNS, segment)
@@ -105,7 +112,7 @@ class DynamicEvaluation(Evaluation):
             raise UserError(
                 "dynamic evaluation needs statistics of the training text first: call its prepare(model, windows) with "
                 f"datamodules.stream.Stream(data.ids('train'), {_COLUMNS}, {self.segment}), data being its "
-                "data module, or give statistics='none'"
+                "data module, or give statistics='none' and a learning_rate"
             )
         shapes = {name: weight.shape for name, weight in zip(pupil.names, pupil.weights, strict=True)}
         if {name: rms.shape for name, rms in self._rms.items()} != shapes:

@@ -1,11 +1,12 @@
 """What all regularisers share: drop probabilities that a schedule can change, and the draws of an inverted mask."""
 
+from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from zoo.arguments import check_not_negative
+from zoo.arguments import check_not_negative, check_type
 from zoo.kernels import bernoulli
 
 
@@ -24,6 +25,7 @@ class Regulariser(nn.Module):
 
 def probability(name: str, value: float) -> float:
     """`value`, where it lies in [0, 1]; raises `ValueError` elsewhere."""
+    check_type(name, value, Real)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is {value}; a probability lies in [0, 1]")
     return float(value)
@@ -31,6 +33,7 @@ def probability(name: str, value: float) -> float:
 
 def dropout_probability(name: str, value: float) -> float:
     """`value`, where 1 / (1 - value) is a scale: in [0, 1); raises `ValueError` elsewhere."""
+    check_type(name, value, Real)
     if not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; a dropout probability lies in [0, 1)")
     return float(value)

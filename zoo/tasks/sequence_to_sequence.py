@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from zoo.arguments import check_type
 from zoo.batches import GO, PAD, Translated
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
@@ -105,6 +106,7 @@ class SequenceToSequence(Task):
 
         Raises `UserError` for a text that is empty, too long or in other symbols, or a model that was never trained.
         """
+        check_type("text", text, str)
         symbols = self.symbols
         if not symbols:
             raise UserError("the model has no symbols yet: they come with a fit's data, or with trained weights")
