@@ -307,6 +307,17 @@ def test_one_token_at_a_time_is_the_sequence(options, bias):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("missing", ["bias_input", "bias_hidden"])
+@pytest.mark.parametrize("cell", ["gru", "rnn"])
+def test_a_single_bias_keeps_its_place(cell, missing):
+    given = problem(cell, (3, 2, 4, 5))
+    weights = given.weights._replace(**{missing: None})
+    for inputs in (given.inputs, given.inputs[:1, :1]):
+        state = given.state[0][: inputs.shape[1]]
+        results = [getattr(kernels, cell)(inputs, state, weights, backend=name) for name in ("vendor", "reference")]
+        torch.testing.assert_close(*results)
+
+
 @needs_native
 def test_without_a_compiler_plain_torch_takes_its_place(tmp_path):
     code = (
@@ -357,6 +368,34 @@ def test_a_compiler_without_openmp_is_named_in_one_line(compiler_without_openmp,
     assert "one thread" in caplog.messages[0]
     native._built()
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"), [("-march=native", "-march=native"), ("-mcpu=native", "-mcpu=native"), ("-O3", None)]
+)
+def test_the_processor_is_named_as_the_compiler_has_it(tmp_path, monkeypatch, known, expected):
+    compiler = tmp_path / "c++"
+    refused = [f"*{option}*) exit 1;; " for option in ("-march=native", "-mcpu=native") if option != known]
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in --version) exit;; {"".join(refused)}esac\nfor last; do :; done\necho "$*" > "$last"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = native._built().read_text().split()
+    assert "-fopenmp" in options
+    assert [option for option in options if option.endswith("=native")] == ([expected] if expected else [])
+
+
+def test_what_the_compiler_refused_is_said(tmp_path, monkeypatch, caplog):
+    compiler = tmp_path / "c++"
+    said = "in a file:\\nx.h: fatal error: no such file\\ncompilation terminated."
+    compiler.write_text(f'#!/bin/sh\n[ "$*" = --version ] && exit\nprintf "{said}" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native._library.__wrapped__() is None
+    assert caplog.messages == ["no native recurrent code, plain torch runs instead: x.h: fatal error: no such file"]
 
 
 def test_a_build_sweeps_up_after_those_that_were_killed(compiler_without_openmp):

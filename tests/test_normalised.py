@@ -580,6 +580,16 @@ def test_averages_of_several_batches(momentum):
     assert not any(buffer.requires_grad for buffer in layer.buffers())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_averages_of_halves(dtype):
+    layer = layer_of("batch").to(dtype)
+    layer(draw().to(dtype))
+    assert all(average.dtype == dtype and average.isfinite().all() for average in population_of(layer))
+    moments = Moments(*(torch.ones_like(average, dtype=torch.float32) for average in population_of(layer)))
+    layer._average("l0", 0, moments)  # as CUDA gives those of halves
+    assert population_of(layer).cell_mean.ne(0).all()
+
+
 def test_evaluation_leaves_the_averages_and_training_goes_on_with_its_batch():
     layer, inputs = layer_of("batch"), draw()
     layer(draw())

@@ -57,6 +57,17 @@ def problem(name: str, batch: int, hidden: int, dtype: torch.dtype) -> SimpleNam
     return SimpleNamespace(**{key: value.to(DEVICE, dtype) for key, value in values.items()})
 
 
+def test_a_row_may_lie_far_from_the_next():
+    if DEVICE != "cpu":
+        pytest.skip("takes 2 GB")  # of addresses: the CPU has them without memory behind them
+    far = torch.empty(2_200_000_007, dtype=torch.bool).as_strided((3, 7), (1_100_000_000, 1))
+    far.copy_(torch.tensor([[True], [True], [False]]))
+    ours, plain = problem("lstm", 3, 7, torch.float32), problem("lstm", 3, 7, torch.float32)
+    for on, s in ((steps, ours), (pointwise, plain)):
+        STEPS["lstm"](on, s, Noise(hkeep=far))
+    torch.testing.assert_close(ours.h_out, plain.h_out)
+
+
 def mask(kind: type, dtype: torch.dtype, *shape: int) -> torch.Tensor:
     values = 2 * torch.rand(shape, dtype=torch.float64)
     return (values < 1 if kind is bool else values.to(dtype)).to(DEVICE)

@@ -213,7 +213,7 @@ class Recurrent(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
         """What `_run` gives; `torch.compile` looks into it for the readable loop alone."""
         self._check(inputs, state)
-        if autocasts(inputs):
+        if autocasts(inputs.device.type):
             dtype = self.weights(0).input.dtype
             if state is not None:
                 state = tuple(part.to(dtype) for part in state)
@@ -689,7 +689,7 @@ class BatchNormLSTM(_NormalisedLSTM):
         for name, moment in used._asdict().items():
             average = self.get_buffer(f"population_{name}_{suffix}")[rows]
             weight = batches.unsqueeze(-1).to(average.dtype).reciprocal().clamp(min=self.momentum or 0)
-            average.lerp_(moment[: len(average)], weight)
+            average.lerp_(moment[: len(average)].to(average.dtype), weight)  # CUDA has those of halves in float32
 
 
 _GAINS = ("gain_input", "gain_hidden", "gain_cell", "bias_cell")

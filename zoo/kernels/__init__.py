@@ -6,7 +6,7 @@ know no noise. `auto` takes the first of native, vendor, triton and torch that c
 oneDNN within a few per cent, needs about half its memory, and far faster where the layer is small.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -20,16 +20,22 @@ from zoo.kernels.checks import autocasts, check
 from zoo.kernels.draws import bernoulli as bernoulli
 from zoo.kernels.loops import Loops
 from zoo.kernels.untraced import traced as traced
-from zoo.kernels.untraced import tracing
 from zoo.noise import GATES, Cell, Noise
 
 Backend = Literal["auto", "reference", "torch", "native", "triton", "vendor"]
 
 
-def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool, normalised: bool = False) -> Backend:
+def choose(
+    backend: Backend,
+    cell: Cell,
+    inputs: Tensor,
+    plain: bool,
+    normalised: bool = False,
+    others: Iterable[Tensor | None] = (),
+) -> Backend:
     """The backend that runs a call: the forced one, else the fastest that can; `plain` is what the vendor can run too.
 
-    Raises `ValueError` where the forced one cannot.
+    `others` are what it reads beside the inputs. Raises `ValueError` where the forced one cannot.
     """
     able: dict[Backend, Callable[[], bool]] = {  # asked only where it matters: an answer may take a compiler
         "native": lambda: native.can_run(cell, inputs),
@@ -39,7 +45,7 @@ def choose(backend: Backend, cell: Cell, inputs: Tensor, plain: bool, normalised
         "reference": lambda: True,
     }
     if backend == "auto":
-        if tracing():
+        if traced(inputs, *others):
             return "reference"  # nobody sees what the others write to
         # It packs the weights at every call, which pays for a sequence or a batch.
         slow = ("native",) if inputs.shape[:2].numel() == 1 and inputs.device.type == "cpu" else ()
@@ -71,7 +77,7 @@ def lstm(
     forced backend that cannot run them, and under autocast, before any work.
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
-    chosen = choose(backend, "lstm", inputs, plain=noise.off and not cells)
+    chosen = choose(backend, "lstm", inputs, plain=noise.off and not cells, others=(*state, *weights))
     if chosen == "reference":
         return functional.lstm(inputs, state, weights, noise)
     if chosen == "vendor":
@@ -98,7 +104,7 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """`zoo.functional.gru` by the fastest path that can run it; `backend` forces one. Errors as in `lstm`."""
     _check("gru", inputs, {"h": state}, weights, noise)
-    chosen = choose(backend, "gru", inputs, plain=noise.off and reset_after)
+    chosen = choose(backend, "gru", inputs, plain=noise.off and reset_after, others=(state, *weights))
     if chosen == "reference":
         return functional.gru(inputs, state, weights, noise, reset_after)
     if chosen == "vendor":
@@ -124,7 +130,7 @@ def rnn(
 ) -> tuple[Tensor, Tensor]:
     """`zoo.functional.rnn` by the fastest path that can run it; `backend` forces one. Errors as in `lstm`."""
     _check("rnn", inputs, {"h": state}, weights, noise)
-    chosen = choose(backend, "rnn", inputs, plain=noise.off)
+    chosen = choose(backend, "rnn", inputs, plain=noise.off, others=(state, *weights))
     if chosen == "reference":
         return functional.rnn(inputs, state, weights, noise, nonlinearity)
     if chosen == "vendor":
@@ -153,7 +159,7 @@ def batch_norm_lstm(
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     normalised.check_gains(inputs, weights, gains, population)
-    chosen = choose(backend, "lstm", inputs, plain=False, normalised=True)
+    chosen = choose(backend, "lstm", inputs, plain=False, normalised=True, others=(*state, *weights))
     if chosen == "reference":
         run, used = functional.batch_norm_lstm(inputs, state, weights, gains, noise, population, eps)
         return run, Moments(*(moment.detach() for moment in used))
@@ -179,7 +185,7 @@ def layer_norm_lstm(
     """
     _check("lstm", inputs, {"h": state[0], "c": state[1]}, weights, noise)
     normalised.check_gains(inputs, weights, gains)
-    chosen = choose(backend, "lstm", inputs, plain=False, normalised=True)
+    chosen = choose(backend, "lstm", inputs, plain=False, normalised=True, others=(*state, *weights))
     if chosen == "reference":
         return functional.layer_norm_lstm(inputs, state, weights, gains, noise, eps)
     bias = _sum(weights.bias_input, weights.bias_hidden)
@@ -202,7 +208,7 @@ def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
 def _check(cell: Cell, inputs: Tensor, state: dict[str, Tensor], weights: Weights, noise: Noise) -> None:
     if inputs.ndim != 3:
         raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (T, B, I)")
-    if autocasts(inputs):
+    if autocasts(inputs.device.type):
         raise ValueError(
             f"autocast is on, but a recurrence runs in its tensors' dtype, {inputs.dtype}: call it in "
             f"torch.autocast({inputs.device.type!r}, enabled=False), as `zoo.layers` do"

@@ -5,15 +5,32 @@ them consumed, raises. The GRU and the simple network start from `projected`, th
 biases that can be added ahead, and take it over: nobody else may hold it.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from zoo.kernels.checks import autocasts
 from zoo.kernels.loops import Loops, hidden_weight_gradient, product_of_steps
 from zoo.noise import Noise, split_rec
 
 Nonlinearity = Literal["tanh", "relu"]
+Gradients = tuple[Tensor | None, ...]
+
+
+def in_own_dtype(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """Its products stay in the dtype of their tensors where it is called within autocast, too."""
+
+    @wraps(backward)
+    def call(ctx: Any, *gradients: Any) -> Gradients:
+        if not autocasts(ctx.device):
+            return backward(ctx, *gradients)
+        with torch.autocast(ctx.device, enabled=False):
+            return backward(ctx, *gradients)
+
+    return call
 
 
 class LSTM(torch.autograd.Function):
@@ -37,7 +54,8 @@ class LSTM(torch.autograd.Function):
         return outputs, cells, outputs[-1].clone(), cells[-1].clone()
 
     @staticmethod
-    def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any) -> tuple[Tensor | None, ...]:
+    @in_own_dtype
+    def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any) -> Gradients:
         saved = take(ctx)
         dh, dc = (own(gradient, state) for gradient, state in ((dh, saved[4]), (dc, saved[5])))
         needed = [ctx.needs_input_grad[n] for n in (0, 3, 4, 5)]
@@ -66,7 +84,8 @@ class GRU(torch.autograd.Function):
         return outputs, outputs[-1].clone()
 
     @staticmethod
-    def backward(ctx: Any, doutputs: Any, dh: Any) -> tuple[Tensor | None, ...]:
+    @in_own_dtype
+    def backward(ctx: Any, doutputs: Any, dh: Any) -> Gradients:
         gates, h, w_hidden, outputs, reset = take(ctx)
         dh = own(dh, h)
         # Before the product, `reset` is its factor r * rec * h, left as it was; after it, its gradient.
@@ -99,7 +118,8 @@ class RNN(torch.autograd.Function):
         return outputs, outputs[-1].clone()
 
     @staticmethod
-    def backward(ctx: Any, doutputs: Any, dh: Any) -> tuple[Tensor | None, ...]:
+    @in_own_dtype
+    def backward(ctx: Any, doutputs: Any, dh: Any) -> Gradients:
         gates, h, w_hidden, outputs = take(ctx)
         dh = own(dh, h)
         ctx.loops.rnn_backward(gates, w_hidden, ctx.noise, doutputs, dh, ctx.nonlinearity)
@@ -111,7 +131,7 @@ def keep(ctx: Any, noise: Noise, *tensors: Tensor) -> None:
     """Saves what `take` gives the one backward pass."""
     ctx.save_for_backward(*noise, *tensors)
     ctx.set_materialize_grads(False)
-    ctx.consumed = False
+    ctx.consumed, ctx.device = False, tensors[0].device.type
 
 
 def take(ctx: Any) -> tuple[Tensor, ...]:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 
-def autocasts(inputs: Tensor) -> bool:
-    """Whether autocast would change the dtype that products with these inputs run in."""
-    device = inputs.device.type
+def autocasts(device: str) -> bool:
+    """Whether autocast would change the dtype that products run in on this type of device."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 

@@ -26,7 +26,7 @@ def bernoulli(keep: float, *shape: int, device: torch.device | str = "cpu") -> T
 
 @untraced
 def _on_the_cpu(threshold: int, shape: tuple[int, ...]) -> Tensor:
-    seed = int(torch.empty((), dtype=torch.int64).random_())
+    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
     if native.available():
         return native.bernoulli(seed, threshold, shape)
     return hashed_bernoulli(seed, threshold, shape)
@@ -36,8 +36,8 @@ def hashed_bernoulli(seed: int, threshold: int, shape: tuple[int, ...]) -> Tenso
     """The native backend's draws in plain torch, bit for bit."""
     count = torch.Size(shape).numel()
     if threshold >= 2**32:
-        return torch.ones(shape, dtype=torch.bool)
-    z = torch.arange(1, (count + 1) // 2 + 1).mul_(_GOLDEN).add_(seed)
+        return torch.ones(shape, dtype=torch.bool, device="cpu")
+    z = torch.arange(1, (count + 1) // 2 + 1, device="cpu").mul_(_GOLDEN).add_(seed)
     for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
         z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
     halves = z.view(torch.int32)[:count]  # the low half first, where the machine is little-endian

@@ -13,6 +13,8 @@ from types import ModuleType
 import torch
 
 _LOG = logging.getLogger(__name__)
+_OLDEST = 70
+"""The compute capability that Triton needs, times ten."""
 
 
 def available() -> bool:
@@ -28,7 +30,9 @@ def _starts() -> bool:
     from triton.runtime import driver
 
     try:
-        driver.active.get_current_target()
+        target = driver.active.get_current_target()
+        if target.backend == "cuda" and target.arch < _OLDEST:
+            raise RuntimeError(f"the GPU's compute capability is {target.arch / 10}, Triton's kernels need 7.0")
     except Exception as error:
         _LOG.warning("Triton cannot start, so recurrent layers run slower, in plain torch: %s", error)
         return False

@@ -232,6 +232,7 @@ class LSTM(torch.autograd.Function):
         return outputs, cells, h.clone(), c.clone()
 
     @staticmethod
+    @bptt.in_own_dtype
     def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any) -> tuple[Tensor | None, ...]:
         gates, hidden, new_cells, tanh, outputs, cells, first_h, first_c, *parameters = bptt.take(ctx)
         w_hidden, gain_hidden, gain_cell, bias_cell = parameters
@@ -293,6 +294,7 @@ class CompiledLSTM(torch.autograd.Function):
         return left.outputs, left.cells, left.outputs[-1].clone(), left.cells[-1].clone(), *moments
 
     @staticmethod
+    @bptt.in_own_dtype
     def backward(ctx: Any, doutputs: Any, dcells: Any, dh: Any, dc: Any, *_: Any) -> tuple[Tensor | None, ...]:
         saved = bptt.take(ctx)
         left, (h, c, w_hidden), gains, narrow = native.Normalised(*saved[:9]), saved[9:12], saved[12:15], saved[15:]

@@ -128,7 +128,8 @@ def _place(hidden_size, count, block: tl.constexpr):
     """This program's elements of a contiguous (B, H), and (row, column, whether it is there) of each."""
     flat = tl.program_id(0) * block + tl.arange(0, block)
     row = flat // hidden_size
-    return flat, (row, flat - row * hidden_size, flat < count)
+    column = flat - row * hidden_size
+    return flat, (row.to(tl.int64), column, flat < count)  # a row's distance may take more than 32 bits
 
 
 @triton.jit

@@ -6,21 +6,37 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd import forward_ad
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
+_MODES = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
+"""Of `make_fx`, and of tensors that have a shape and no numbers."""
+
+
 def tracing() -> bool:
-    """Whether somebody records or transforms what is done: `torch.compile` and its kin, `torch.jit.trace`, `torch.func`."""
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return torch.compiler.is_compiling() or torch._C._is_tracing() or transformed
+    """Whether somebody records or transforms what is done: `torch.compile` and its kin, `torch.jit.trace`, `torch.func`,
+    `make_fx`, fake tensors, differentiation forwards."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or any(torch._C._get_dispatch_mode(mode) is not None for mode in _MODES)
+        or forward_ad._current_level >= 0
+    )
 
 
-def traced(tensor: Tensor) -> bool:
-    """Whether somebody records or transforms what is done with the tensor."""
-    return tracing() or type(tensor) not in (Tensor, nn.Parameter)
+def traced(*tensors: Tensor | None) -> bool:
+    """Whether somebody records or transforms what is done with one of the tensors, or it has no memory of its own."""
+    return tracing() or not all(tensor is None or has_memory(tensor) for tensor in tensors)
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the tensor's numbers lie at its address: not those of a class that does every operation in its own way."""
+    return type(tensor).__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
 
 
 def untraced(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

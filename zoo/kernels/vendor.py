@@ -20,9 +20,11 @@ def run(
         final = getattr(torch, f"{cell}_cell")(inputs[0], state if cell == "lstm" else state[0], *weights)
         final = final if cell == "lstm" else (final,)
         return (final[0].unsqueeze(0), *final)
+    of_input, of_hidden = weights.bias_input, weights.bias_hidden
+    if (of_input is None) != (of_hidden is None):
+        zeros = torch.zeros_like(of_input if of_hidden is None else of_hidden)  # type: ignore[arg-type]
+        weights = weights._replace(**{"bias_hidden" if of_hidden is None else "bias_input": zeros})
     parameters = [value for value in weights if value is not None]
-    if len(parameters) == 3:
-        parameters.append(torch.zeros_like(parameters[2]))
     layered = tuple(value.unsqueeze(0).contiguous() for value in state)  # cuDNN takes no other
     has_biases, num_layers, dropout, bidirectional, batch_first = len(parameters) == 4, 1, 0.0, False, False
     with _unpacked_quietly() if inputs.is_cuda else nullcontext():

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,10 +25,13 @@ import torch
 from torch import Tensor
 
 from zoo.kernels import loops, pointwise
+from zoo.kernels.untraced import has_memory
 from zoo.noise import Cell, Noise
 
 _SOURCES = Path(__file__).parent
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
+_THIS_PROCESSOR = ("-march=native",), ("-mcpu=native",), ()
+"""As one compiler or another knows it, or does not."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -283,7 +287,7 @@ def can_run(cell: Cell, inputs: Tensor) -> bool:
 
 def bernoulli(seed: int, threshold: int, shape: tuple[int, ...]) -> Tensor:
     """`zoo.kernels.draws.hashed_bernoulli` in native code."""
-    out = torch.empty(shape, dtype=torch.bool)
+    out = torch.empty(shape, dtype=torch.bool, device="cpu")
     _library().bernoulli(  # type: ignore[union-attr]  # called where it is available
         ctypes.c_uint64(seed),
         ctypes.c_uint64(threshold),
@@ -315,6 +319,8 @@ def _call(
     }
     held |= {"gates": gates, **written}
     for tensor, value in held.items():
+        if value is not None and not has_memory(value):
+            raise ValueError(f"native code reads memory, and {tensor}, a {type(value).__name__}, has none of its own")
         setattr(arguments, tensor, None if value is None else value.data_ptr())
     # Units side by side, or alike.
     masks = [m if m is None or m.shape[-1] == 1 or m.stride(-1) == 1 else m.contiguous() for m in noise]
@@ -347,7 +353,9 @@ def _library() -> ctypes.CDLL | None:
             return ctypes.CDLL(str(_built()))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
         said = str(getattr(error, "stderr", None) or "").strip() or str(error)
-        _LOG.warning("no native recurrent code, plain torch runs instead: %s", said.splitlines()[-1])
+        lines = said.splitlines()
+        cause = next((line for line in lines if "error" in line), lines[-1])
+        _LOG.warning("no native recurrent code, plain torch runs instead: %s", cause)
         return None
 
 
@@ -359,7 +367,7 @@ def _built() -> Path:
     compiler = shlex.split(found)
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     sources = "".join(file.read_text(encoding="utf-8") for file in sorted(_SOURCES.glob("*.[ch]*")))
-    parts = (sources, version, _processor(), torch.__version__, str(_FLAGS), sys.platform)
+    parts = (sources, version, _processor(), torch.__version__, str((_FLAGS, _THIS_PROCESSOR)), sys.platform)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library = _cache() / f"native-{key}.so"
     if not library.exists():
@@ -380,17 +388,18 @@ def _built() -> Path:
 def _compile(compiler: list[str], output: Path) -> None:
     """With torch's own OpenMP, whose threads it then shares; without any where the compiler has none."""
     openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    for threads in (["-fopenmp", *map(str, openmp)], []):
+    failures = []
+    for threads, tuned in product((["-fopenmp", *map(str, openmp)], []), _THIS_PROCESSOR):
         try:
-            command = [*compiler, *_FLAGS, str(_SOURCES / "engine.cpp"), *threads, "-o", str(output)]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            command = [*compiler, *_FLAGS, *tuned, str(_SOURCES / "engine.cpp"), *threads, "-o", str(output)]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
         except subprocess.CalledProcessError as error:
-            failure = error
+            failures.append(error)
             continue
         if not threads:
             _LOG.warning("native recurrent code runs on one thread: %s cannot build it with OpenMP", compiler[0])
         return
-    raise failure
+    raise failures[-1]  # with no option that a compiler may not have
 
 
 def _processor() -> str:
