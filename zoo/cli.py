@@ -201,7 +201,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; bad input ends with one line on standard error and exit code 2."""
-    _prepare_memory()
+    prepare_memory()
     arguments = sys.argv[1:] if argv is None else argv
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     prog = f"{Path(sys.argv[0]).name} {command}"
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(1) from error
 
 
-def _prepare_memory() -> None:
+def prepare_memory() -> None:
     """Memory new from the system is cleared first, in up to a fifth of an update's time: so ours comes in huge pages,
     and what is freed is kept for the next update."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch
