@@ -398,6 +398,16 @@ def test_what_the_compiler_refused_is_said(tmp_path, monkeypatch, caplog):
     assert caplog.messages == ["no native recurrent code, plain torch runs instead: x.h: fatal error: no such file"]
 
 
+def test_where_the_cache_cannot_be_written_a_process_builds_for_itself(compiler_without_openmp, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    built = native._built()
+    assert built.exists()
+    assert built.parent.parent == tmp_path
+    assert built.parent.stat().st_mode & 0o077 == 0
+
+
 def test_a_build_sweeps_up_after_those_that_were_killed(compiler_without_openmp):
     first = native._built()
     first.unlink()

@@ -404,7 +404,10 @@ def training_times(entries: Iterable[Entry]) -> str:
             pace = f"{run['seconds'] / run['epochs']:,.1f} | {1000 * run['seconds'] / run['updates']:,.1f}"
             how = f"{run['hardware']} | {run['torch']} | {run.get('precision', '32-true')}"
             lines.append(f"| {entry.name} | {how} | {run['epochs']} | {pace} |")
-    lines += ["", "Wall time, validation after each epoch included. Written by `make cards` from the cards.", ""]
+    remark = (
+        "Wall time, with validation after each epoch and whatever else the machine did; `update.md` has updates alone."
+    )
+    lines += ["", remark, "", "Written by `make cards` from the cards.", ""]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ A C++ compiler (`$CXX`, or c++, g++ or clang++) builds it in seconds for this ve
 `ZOO_NATIVE=0`, the backend is not available, one line in the log says so, and plain torch takes its place.
 """
 
+import atexit
 import ctypes
 import hashlib
 import logging
@@ -371,7 +372,7 @@ def _built() -> Path:
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library = _cache() / f"native-{key}.so"
     if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
+        library = _writable(library.parent) / library.name
         with tempfile.TemporaryDirectory(dir=library.parent) as aside:
             for other in library.parent.glob("tmp*/"):
                 with suppress(FileNotFoundError):  # its build ended
@@ -409,6 +410,19 @@ def _processor() -> str:
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
     except OSError:
         return platform.processor() + platform.machine()
+
+
+def _writable(folder: Path) -> Path:
+    """The folder or, where nothing can be written there, one of this process's own."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    own = Path(tempfile.mkdtemp(prefix="recurrent-zoo-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return own
 
 
 def _cache() -> Path:
