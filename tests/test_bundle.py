@@ -329,6 +329,6 @@ def test_an_index_cannot_point_outside_the_folder(tmp_path, monkeypatch):
 def test_a_recipe_alone_says_how_to_train_it(tmp_path):
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "config.yaml").write_text(RECIPE)
-    with pytest.raises(UserError, match="alone is a recipe without weights: train it with 'fit --config"):
+    with pytest.raises(UserError, match="alone is a recipe without weights: train it with 'python cli.py fit .*alone'"):
         zoo.load(str(tmp_path / "alone"))
     assert zoo.build(str(tmp_path / "alone")).vocab_size == 5

@@ -174,7 +174,7 @@ def verify(folder: Path) -> None:
     file = folder / SUMS
     if not has_weights(folder) and not file.exists() and (folder / RECIPE).exists():
         raise UserError(
-            f"{folder.name} is a recipe without weights: train it with 'python cli.py fit {folder.name}', or take it with "
+            f"{folder.name} is a recipe without weights: train it with 'python cli.py fit {folder}', or take it with "
             "fresh weights, zoo.build"
         )
     if not file.exists():
