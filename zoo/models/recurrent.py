@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from zoo.arguments import check_counts, check_not_negative
+from zoo.arguments import check_counts, check_not_negative, check_type
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.heads import MixtureOfSoftmaxes, NoisySoftmax, TiedSoftmax
@@ -204,6 +204,7 @@ class RecurrentClassifier(SequenceClassifier):
     @torch.inference_mode()
     def classify(self, inputs: Tensor) -> Tensor:
         """The probabilities of the classes (B, num_classes) of sequences (T, B, input_size), in evaluation mode."""
+        check_type("inputs", inputs, Tensor)
         with evaluating(self):
             logits: Tensor = self(inputs.to(self.device))
             return logits.softmax(-1)
