@@ -265,11 +265,11 @@ class TestBadInput:
         [
             (
                 "--model.hiden_size=3",
-                "error: zoo.models.Zaremba has no option 'hiden_size': did you mean 'hidden_size'?\n",
+                "error: zoo.models.Zaremba has no option 'hiden_size': did you mean hidden_size?\n",
             ),
             (
                 "--model.init_args.zebra=3",
-                "error: zoo.models.Zaremba has no option 'zebra': it has vocab_size, hidden_",
+                "error: zoo.models.Zaremba has no option 'zebra': known are vocab_size, hidden_",
             ),
             ("--model=torch.nn.Linear", "torch.nn.Linear"),
             ("--trainer.maximum_epochs=3", "maximum_epochs"),

@@ -351,15 +351,23 @@ def test_the_compiled_code_is_cached_and_a_broken_build_leaves_nothing(tmp_path,
 
 
 @pytest.fixture
-def compiler_without_openmp(tmp_path, monkeypatch):
+def compiler_that(tmp_path, monkeypatch):
+    """Takes a shell script to be the compiler, and gives it an empty cache."""
+
+    def write(script):
+        compiler = tmp_path / "c++"
+        compiler.write_text(f'#!/bin/sh\n[ "$*" = --version ] && exit\n{script}\n')
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    return write
+
+
+@pytest.fixture
+def compiler_without_openmp(compiler_that):
     """Its libraries are empty, but it is fast."""
-    compiler = tmp_path / "c++"
-    compiler.write_text(
-        '#!/bin/sh\ncase "$*" in --version) exit;; *-fopenmp*) exit 1;; esac\nfor last; do :; done\n: > "$last"\n'
-    )
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler_that('case "$*" in *-fopenmp*) exit 1;; esac\nfor last; do :; done\n: > "$last"')
 
 
 def test_a_compiler_without_openmp_is_named_in_one_line(compiler_without_openmp, caplog):
@@ -373,27 +381,17 @@ def test_a_compiler_without_openmp_is_named_in_one_line(compiler_without_openmp,
 @pytest.mark.parametrize(
     ("known", "expected"), [("-march=native", "-march=native"), ("-mcpu=native", "-mcpu=native"), ("-O3", None)]
 )
-def test_the_processor_is_named_as_the_compiler_has_it(tmp_path, monkeypatch, known, expected):
-    compiler = tmp_path / "c++"
+def test_the_processor_is_named_as_the_compiler_has_it(compiler_that, known, expected):
     refused = [f"*{option}*) exit 1;; " for option in ("-march=native", "-mcpu=native") if option != known]
-    compiler.write_text(
-        f'#!/bin/sh\ncase "$*" in --version) exit;; {"".join(refused)}esac\nfor last; do :; done\necho "$*" > "$last"\n'
-    )
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler_that(f'case "$*" in {"".join(refused)}esac\nfor last; do :; done\necho "$*" > "$last"')
     options = native._built().read_text().split()
     assert "-fopenmp" in options
     assert [option for option in options if option.endswith("=native")] == ([expected] if expected else [])
 
 
-def test_what_the_compiler_refused_is_said(tmp_path, monkeypatch, caplog):
-    compiler = tmp_path / "c++"
+def test_what_the_compiler_refused_is_said(compiler_that, caplog):
     said = "in a file:\\nx.h: fatal error: no such file\\ncompilation terminated."
-    compiler.write_text(f'#!/bin/sh\n[ "$*" = --version ] && exit\nprintf "{said}" >&2\nexit 1\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler_that(f'printf "{said}" >&2\nexit 1')
     assert native._library.__wrapped__() is None
     assert caplog.messages == ["no native recurrent code, plain torch runs instead: x.h: fatal error: no such file"]
 

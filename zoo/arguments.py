@@ -2,12 +2,12 @@
 
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from numbers import Integral, Real
 
 from zoo.errors import UserError
 
-_NAMES: dict[type, str] = {Integral: "whole number", Real: "number", Iterable: "list"}
+_NAMES: dict[type, str] = {Integral: "whole number", Real: "number", Iterable: "list", Sized: "list"}
 
 
 def check_counts(**values: int | None) -> None:

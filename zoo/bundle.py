@@ -5,7 +5,6 @@
 curve.
 """
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -26,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zoo.errors import UserError, in_one_line
+from zoo.errors import UserError, in_one_line, suggestion
 from zoo.files import CARD, INDEX, LABELS, RECIPE, SHARDS, SUMS, TOKENIZER, WEIGHTS, has_weights
 from zoo.tasks import Task
 from zoo.tokenizer import Tokenizer
@@ -153,11 +152,8 @@ def in_brief(message: str) -> str:
         return message
     path, option = found.groups()
     module, _, name = path.rpartition(".")
-    known = list(inspect.signature(getattr(import_module(module), name)).parameters)
-    close = difflib.get_close_matches(option, known, n=1)
-    return f"{path} has no option {option!r}: " + (
-        f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-    )
+    known = inspect.signature(getattr(import_module(module), name)).parameters
+    return f"{path} has no option {option!r}: {suggestion(option, list(known), 1, 0.6)}"
 
 
 def load(folder: Path) -> Task:

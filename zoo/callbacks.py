@@ -320,7 +320,8 @@ def draw_curve(rows: list[Row], file: Path) -> None:
             axes.annotate(f" difficulty {grade:g}", (row["epoch"] - 0.5, 0.02), xycoords=("data", "axes fraction"))
     for name in names:
         split, metric = name.split("/", 1)
-        epochs, values = zip(*((row["epoch"], row[name]) for row in rows if name in row), strict=True)
+        measured = [row for row in rows if name in row]
+        epochs, values = zip(*((row["epoch"], row[name]) for row in measured), strict=True)
         known = METRICS.get(metric)
         rises = known is not None and known.higher_is_better
         style = {"train": "--", "validation": "-"}.get(split, ":")
@@ -328,10 +329,8 @@ def draw_curve(rows: list[Row], file: Path) -> None:
         if min(values) > 0 and not rises:
             spread = max(spread, max(values) / min(values))
         if split == "validation" and known is not None:
-            alike = [
-                at for at, row in enumerate(row for row in rows if name in row) if row.get("difficulty") == grades[-1]
-            ]
-            best = (max if rises else min)(alike, key=values.__getitem__)
+            of_last_grade = [at for at, row in enumerate(measured) if row.get("difficulty") == grades[-1]]
+            best = (max if rises else min)(of_last_grade, key=values.__getitem__)
             text, point = f"{values[best]:.4g}", (epochs[best], values[best])
             axes.annotate(text, point, (0, 8), textcoords="offset points", ha="center" if rises else "right")
     axes.margins(y=0.1)

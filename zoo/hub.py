@@ -1,6 +1,5 @@
 """From a name to a folder, and from a folder to the Hub."""
 
-import difflib
 import hashlib
 import os
 import re
@@ -13,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from zoo.arguments import check_type
-from zoo.errors import UserError
+from zoo.errors import UserError, suggestion
 from zoo.files import CARD, PATTERNS, RECIPE, has_weights
 
 if TYPE_CHECKING:
@@ -113,8 +112,7 @@ def find(name: str | Path, revision: str | None = None) -> Found:
         return Found(path.name, _download(name, revision), name)
     if path.is_absolute() or path.suffix in (".yaml", ".yml"):
         raise UserError(f"there is no file or folder {path}")
-    close = difflib.get_close_matches(path.name, names(), n=3, cutoff=0.4)
-    known = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names()) or 'none'}."
+    known = suggestion(path.name, names(), 3, 0.4)
     places = ", ".join(map(str, _homes()))
     raise UserError(f"no model {name!r}: {known} Looked in {places}; ${CHECKPOINTS_VARIABLE} may name another folder")
 

@@ -74,8 +74,8 @@ class Recurrent(nn.Module):
     What torch's have and these do not: `proj_size`, packed sequences (`lengths` is their like), inputs without a batch or of
     a batch of 0, `all_weights`, `torch.jit.script`; `bias` and `dropout` are attributes of other types. A second backward
     pass through the same graph, a gradient of the gradient, `torch.compile(fullgraph=True)` and strict `torch.export` need
-    the backend "reference", as the others write over what they saved; `torch.func`, `torch.export` and `torch.jit.trace`
-    find it by themselves.
+    the backend "reference", as the others write over what they saved; `torch.func`, `torch.export`, `torch.jit.trace`,
+    `make_fx` and fake tensors find it by themselves.
 
     Raises `ValueError` for arguments that do not fit, before any work.
     """

@@ -1,7 +1,7 @@
 """The continuous cache: words that came lately, in a context like the present one, are likely to come again."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import product
 from typing import NamedTuple
 
@@ -79,7 +79,7 @@ def tune_cache(
     """
     check_type("text", text, str, Iterable)
     for name, values in {"windows": windows, "thetas": thetas, "weights": weights}.items():
-        check_type(name, values, Iterable)
+        check_type(name, values, Sized)
         if not len(values):
             raise UserError(f"{name} is empty; give the values to try")
     caches = {(w, t): [Cache(w, t, weight) for weight in weights] for w, t in product(windows, thetas)}

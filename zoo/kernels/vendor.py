@@ -21,10 +21,11 @@ def run(
         final = final if cell == "lstm" else (final,)
         return (final[0].unsqueeze(0), *final)
     of_input, of_hidden = weights.bias_input, weights.bias_hidden
-    if (of_input is None) != (of_hidden is None):
-        zeros = torch.zeros_like(of_input if of_hidden is None else of_hidden)  # type: ignore[arg-type]
-        weights = weights._replace(**{"bias_hidden" if of_hidden is None else "bias_input": zeros})
-    parameters = [value for value in weights if value is not None]
+    if of_input is None and of_hidden is not None:
+        of_input = torch.zeros_like(of_hidden)
+    elif of_hidden is None and of_input is not None:
+        of_hidden = torch.zeros_like(of_input)
+    parameters = [v for v in (weights.input, weights.hidden, of_input, of_hidden) if v is not None]
     layered = tuple(value.unsqueeze(0).contiguous() for value in state)  # cuDNN takes no other
     has_biases, num_layers, dropout, bidirectional, batch_first = len(parameters) == 4, 1, 0.0, False, False
     with _unpacked_quietly() if inputs.is_cuda else nullcontext():
