@@ -70,6 +70,15 @@ def test_without_dropout_it_is_the_model_itself():
     torch.testing.assert_close(FraternalLanguageModel(model, kappa=9.0).loss(WINDOW, None), model.loss(WINDOW, None))
 
 
+@pytest.mark.parametrize("variant", ["pi", "expectation_linear"])
+def test_a_second_pass_that_counts_for_nothing_is_not_made(variant):
+    model = MODELS["awd"]()
+    seen = passes(model)
+    loss, _, _ = FraternalLanguageModel(model, kappa=0.0, variant=variant).loss(WINDOW, None)
+    assert len(seen) == 1
+    torch.testing.assert_close(loss, model.loss_of(seen[0][0], WINDOW[1])[0])
+
+
 def test_its_objective_is_the_models():
     nll = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert FraternalLanguageModel(Zaremba(30, 6)).objective(nll) == Zaremba(30, 6).objective(nll) == 5.0

@@ -23,11 +23,15 @@ RECIPES = sorted(file.parent for file in (ROOT / "checkpoints").glob("*/config.y
 PARAMETERS = {
     "awd-lstm-char-ptb": 13_787_650,
     "awd-lstm-mos-ptb": 21_500_620,
+    "awd-lstm-mos-ptb-finetuned": 21_500_620,
     "awd-lstm-ptb": 24_221_600,
     "awd-lstm-ptb-1cycle": 24_221_600,
+    "awd-lstm-ptb-finetuned": 24_221_600,
     "awd-lstm-wikitext2": 33_556_078,
+    "awd-lstm-wikitext2-finetuned": 33_556_078,
     "awd-lstm-wikitext2-1cycle": 33_556_078,
     "fraternal-awd-lstm-ptb": 24_221_600,
+    "fraternal-awd-lstm-ptb-finetuned": 24_221_600,
     "fraternal-lstm-ptb": 9_997_440,
     "lstm-char-ptb": 4_256_050,
     "lstm-large-ptb": 66_034_000,
@@ -124,7 +128,11 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
     sections = yaml.safe_load((recipe / "config.yaml").read_text())
-    main(["fit", recipe.name, *small(sections), "--trainer.max_epochs=1", EVERY_STEP])
+    options, begins = [*small(sections), "--trainer.max_epochs=1", EVERY_STEP], []
+    if first := sections["card"].get("goes_on_from"):
+        main(["fit", first, *options])
+        begins = ["--weights", f"logs/{first}/version_0/{first}"]
+    main(["fit", recipe.name, *options, *begins])
     run = Path("logs") / recipe.name / "version_0"
     finished = run / recipe.name
     assert f"the model lies in {finished}" in capsys.readouterr().out
@@ -158,7 +166,8 @@ def test_fits_tests_and_loads_at_a_small_size(recipe, data_tree, tmp_path, monke
     # The recipe that a changed run leaves behind builds and trains the changed model.
     weights = {name: value.shape for name, value in model.state_dict().items()}
     assert {name: value.shape for name, value in zoo.build(str(finished)).state_dict().items()} == weights
-    main(["fit", "--config", str(finished), "--trainer.max_steps=1", "--trainer.limit_val_batches=1", EVERY_STEP])
+    brief = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", EVERY_STEP]
+    main(["fit", "--config", str(finished), *brief, *begins])
     again = run.parent / "version_1" / recipe.name
     assert not card.read(again).measured.finished
     assert (again / "README.md").read_text().count("Trained with options beside the recipe") == 1

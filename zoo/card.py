@@ -103,6 +103,9 @@ class Card:
     source: str = ""
     """Where in the paper they stand."""
 
+    goes_on_from: str = ""
+    """The recipe whose finished model this one begins with."""
+
     notes: list[str] = field(default_factory=list)
     """Choices and remarks, one a bullet."""
 
@@ -305,7 +308,9 @@ def _body(name: str, card: Card, measured: Measured | None, repo_id: str | None,
     paragraphs.append("## Use")
     if repo_id:
         paragraphs.append("In a checkout of Recurrent Zoo, recurrent networks of 2014 to 2018 in PyTorch Lightning:")
-    again = measured.command if measured and measured.command else f"python cli.py fit {model}"
+    first = card.goes_on_from
+    begins = f" --weights logs/{first}/version_0/{first}" if first else ""
+    again = measured.command if measured and measured.command else f"python cli.py fit {model}{begins}"
     paragraphs.append(_use(model, _kind(card, measured), measured is not None, again))
     if measured:
         data = f"[{measured.dataset_name}]({DATASETS}{measured.dataset})"

@@ -32,9 +32,9 @@ class FraternalLanguageModel(LanguageModel):
       through both passes (in the authors' code, too, but not into the embedding of the second).
 
     Loss, optimiser, clip and penalties are those of the `model`; of the penalties each pass has its own. In training the
-    carried state is zeroed before a window with probability `forget`. The second pass doubles the time of an update. Of a
-    mixture of softmaxes the log-probabilities stand for the logits. The term of kappa is a mean even where the model's loss
-    is a sum over the steps.
+    carried state is zeroed before a window with probability `forget`. The second pass doubles the time of an update; with
+    `kappa` 0 the last two variants have none. Of a mixture of softmaxes the log-probabilities stand for the logits. The
+    term of kappa is a mean even where the model's loss is a sum over the steps.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class FraternalLanguageModel(LanguageModel):
             state = None
         first = self.run(inputs, state)
         loss, nll = self.model.loss_of(first, targets)
+        if not self.kappa and self.variant != "fraternal":
+            return loss, nll, first.state
         second = self._second(inputs, state)
         if self.variant == "fraternal":
             other, _ = self.model.loss_of(second, targets)
