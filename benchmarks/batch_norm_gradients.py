@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from datamodules import SequentialMNIST
+from zoo.datamodules import SequentialMNIST
 from zoo.models import RecurrentBatchNormClassifier
 
 GAMMAS = tuple(tenth / 10 for tenth in range(1, 11))

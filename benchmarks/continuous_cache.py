@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from datamodules import PennTreebank
+from zoo.datamodules import PennTreebank
 from zoo.evaluating import evaluating
 from zoo.evaluation import Evaluation, Plain, TunedCache, tune_cache
 from zoo.metrics import Perplexity

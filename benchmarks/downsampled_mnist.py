@@ -11,9 +11,9 @@ import report
 from lightning import seed_everything
 from trainer import quiet_trainer
 
-from datamodules import SequentialMNIST
-from datamodules.mnist import SIDE
 from zoo.callbacks import LearningCurve, Row
+from zoo.datamodules import SequentialMNIST
+from zoo.datamodules.mnist import SIDE
 from zoo.layers import LSTM
 from zoo.models import RecurrentBatchNormClassifier, RecurrentClassifier, ZoneoutClassifier
 from zoo.optim import RMSProp

@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 from trainer import Clock, quiet_trainer
 from update import Bare, Size, bare
 
-from datamodules import TINY_SHAKESPEARE, Corpus
 from zoo import bundle, hub
+from zoo.datamodules import TINY_SHAKESPEARE, Corpus
 from zoo.models import Zaremba
 from zoo.optim import DiscriminativeAdam
 from zoo.tasks import LanguageModel

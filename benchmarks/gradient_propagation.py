@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from trainer import quiet_trainer
 
-from datamodules import SequentialMNIST
+from zoo.datamodules import SequentialMNIST
 from zoo.layers import LSTM, StateNoise
 from zoo.models.recurrent import RecurrentClassifier
 from zoo.noise import Extent, Noise

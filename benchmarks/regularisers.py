@@ -24,9 +24,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from trainer import quiet_trainer
 
-from datamodules import PennTreebank
-from datamodules.stream import Stream
 from zoo.callbacks import BestWeights, DropoutCurriculum
+from zoo.datamodules import PennTreebank
+from zoo.datamodules.stream import Stream
 from zoo.layers import GRU, LSTM
 from zoo.models import FraternalLanguageModel, RecurrentLanguageModel
 from zoo.models.recurrent import stack

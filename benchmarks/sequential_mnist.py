@@ -8,8 +8,8 @@ import numpy as np
 import report
 from trainer import Clock, Precision, quiet_trainer
 
-from datamodules.loader import Draw
-from datamodules.mnist import Sequences
+from zoo.datamodules.loader import Draw
+from zoo.datamodules.mnist import Sequences
 from zoo.layers import Recurrent
 from zoo.models import RecurrentBatchNormClassifier, ZoneoutClassifier
 from zoo.tasks import SequenceClassifier

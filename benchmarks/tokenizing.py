@@ -10,7 +10,7 @@ from pathlib import Path
 
 import report
 
-from datamodules import TINY_SHAKESPEARE, Corpus
+from zoo.datamodules import TINY_SHAKESPEARE, Corpus
 
 MEGABYTES = 1000
 MODES = {

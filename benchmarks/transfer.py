@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import report
 import torch
 
-from datamodules import LabelledText
+from zoo.datamodules import LabelledText
 from zoo.finetuning import FineTuned, finetune, finetune_classifier
 from zoo.provenance import hardware
 from zoo.runs import hush, last_checkpoints

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 from trainer import Clock, Precision, quiet_trainer
 
-from datamodules.stream import Stream
 from zoo.batches import Window
 from zoo.cli import prepare_memory
+from zoo.datamodules.stream import Stream
 from zoo.models import AWDLSTM, Zaremba
 from zoo.tasks import LanguageModel
 

@@ -8,12 +8,12 @@ from lightning import Callback, seed_everything
 from torch.nn.functional import cross_entropy, one_hot
 
 import zoo
-from datamodules import Addition, addition
-from datamodules.addition import split_of
 from tests.conftest import quiet_trainer
 from zoo import card
 from zoo.callbacks import BestWeights, LastCheckpoint
 from zoo.cli import main
+from zoo.datamodules import Addition, addition
+from zoo.datamodules.addition import split_of
 from zoo.errors import UserError
 from zoo.layers import LSTM
 from zoo.metrics import ExactMatch

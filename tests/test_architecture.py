@@ -34,7 +34,8 @@ FLOORS = [
 ]
 MAY_IMPORT_DATA = {"zoo.runs", "zoo.finetuning", "zoo.lightning_cli", "zoo.demo"}
 DATA_MAY_IMPORT = {"zoo.errors", "zoo.arguments", "zoo.tokenizer", "zoo.batches"}
-FILES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("datamodules/*.py")])
+DATA = "zoo.datamodules"
+FILES = sorted(ROOT.glob("zoo/**/*.py"))
 
 
 def floor(module):
@@ -60,10 +61,11 @@ def imports(file):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
-            if node.module in ("zoo", "datamodules"):
+            if node.module in ("zoo", DATA):
+                folder = ROOT / node.module.replace(".", "/")
                 names = {alias.name for alias in node.names}
-                yield from (f"{node.module}.{name}" if (ROOT / node.module / f"{name}.py").exists()
-                            or (ROOT / node.module / name).is_dir() else node.module for name in names)  # fmt: skip
+                yield from (f"{node.module}.{name}" if (folder / f"{name}.py").exists() or (folder / name).is_dir()
+                            else node.module for name in names)  # fmt: skip
             else:
                 yield node.module
 
@@ -72,12 +74,11 @@ def imports(file):
 def test_imports_run_one_way(file):
     module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for imported in imports(file):
-        package = imported.split(".")[0]
-        if package not in ("zoo", "datamodules"):
+        if imported.split(".")[0] != "zoo":
             continue
-        if module.startswith("datamodules"):
-            assert package == "datamodules" or imported in DATA_MAY_IMPORT, f"{module} imports {imported}"
-        elif package == "datamodules":
+        if module.startswith(DATA):
+            assert imported.startswith(DATA) or imported in DATA_MAY_IMPORT, f"{module} imports {imported}"
+        elif imported.startswith(DATA):
             assert module in MAY_IMPORT_DATA, f"{module} imports {imported}"
         else:
             assert floor(imported) <= floor(module), f"{module} imports {imported}"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from lightning import Callback, seed_everything
 
-from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo import bundle, card
 from zoo.callbacks import BestWeights, LastCheckpoint
 from zoo.cli import main
+from zoo.datamodules import PennTreebank
 from zoo.errors import UserError
 from zoo.models import AWDLSTM, Zaremba
 from zoo.optim import NonMonotonicSGD, ReduceOnPlateauSGD

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
+from zoo.datamodules import PennTreebank
 from zoo.errors import UserError
 from zoo.layers import GRU, LSTM
 from zoo.metrics import token_nll

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from datamodules import SequentialMNIST
 from tests.conftest import quiet_trainer
 from zoo import card
 from zoo.callbacks import BestWeights, LastCheckpoint
 from zoo.cli import main
+from zoo.datamodules import SequentialMNIST
 from zoo.errors import UserError
 from zoo.layers import GRU, LSTM, BatchNormLSTM
 from zoo.models import RecurrentBatchNormClassifier, RecurrentClassifier, ZoneoutClassifier

@@ -175,7 +175,7 @@ def test_only_numbers_of_a_foreign_recipes_trainer_are_used(model, monkeypatch, 
     Path("hostile.py").write_text("from pathlib import Path\nPath('owned').touch()\n")
     monkeypatch.syspath_prepend(str(Path.cwd()))
     Path("mine.txt").write_text("a b c\n" * 300)
-    own_text = ["--data=datamodules.Corpus", "--data.path=mine.txt", f"--data.tokenizer={model}"]
+    own_text = ["--data=zoo.datamodules.Corpus", "--data.path=mine.txt", f"--data.tokenizer={model}"]
     make(model, recipe=HOSTILE)
     main(["test", "tiny", *own_text])
     assert "over 59 predictions" in capsys.readouterr().out
@@ -191,7 +191,9 @@ def test_only_numbers_of_a_foreign_recipes_trainer_are_used(model, monkeypatch, 
     assert not Path("owned").exists()
 
     make(model, recipe=HOSTILE + "data: {class_path: hostile.Data}\n")
-    assert "names 'hostile.Data'; it may name classes of datamodules alone" in fails(capsys, "test", "tiny", *own_text)
+    assert "names 'hostile.Data'; it may name classes of zoo.datamodules alone" in fails(
+        capsys, "test", "tiny", *own_text
+    )
     assert not Path("owned").exists()
 
 
@@ -245,17 +247,17 @@ class TestBadInput:
         assert "latin is not UTF-8: byte 0xe9 at offset 3" in fails(capsys, "score", "tiny", "latin")
 
     def test_testing_without_weights(self, model, capsys, data_tree):
-        data = ["--data=datamodules.PennTreebank", f"--data.init_args.root={data_tree}"]
+        data = ["--data=zoo.datamodules.PennTreebank", f"--data.init_args.root={data_tree}"]
         assert "test needs trained weights" in fails(capsys, "test", "--config", "tiny", *data)
 
     def test_a_checkpoint_that_is_not_there(self, model, capsys, data_tree):
-        data = ["--data=datamodules.PennTreebank", f"--data.init_args.root={data_tree}"]
+        data = ["--data=zoo.datamodules.PennTreebank", f"--data.init_args.root={data_tree}"]
         assert "no run of tiny under logs/tiny has a checkpoint" in fails(
             capsys, "fit", "tiny", *data, "--ckpt_path", "last"
         )
 
     def test_no_data(self, model, capsys, tmp_path):
-        data = ["--data=datamodules.PennTreebank", "--data.init_args.root=/nowhere"]
+        data = ["--data=zoo.datamodules.PennTreebank", "--data.init_args.root=/nowhere"]
         error = fails(capsys, "test", "tiny", *data)
         assert "looked for /nowhere/ptb-text-only/ptb_text_only" in error
         assert "ZOO_DATASETS" in error
@@ -299,7 +301,7 @@ class TestBadInput:
                 return Path.touch, (tmp_path / "owned",)
 
         torch.save({"state_dict": Hostile()}, "hostile.ckpt")
-        data = ["--data=datamodules.PennTreebank", f"--data.root={data_tree}", f"--data.tokenizer={model}"]
+        data = ["--data=zoo.datamodules.PennTreebank", f"--data.root={data_tree}", f"--data.tokenizer={model}"]
         done = run("fit", "tiny", *data, "--ckpt_path", "hostile.ckpt")
         assert done.returncode != 0
         assert "Weights only load failed" in done.stderr
@@ -309,7 +311,7 @@ class TestBadInput:
 def test_predict_writes_the_surprisal_of_every_token(data_tree, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_DATASETS", str(data_tree))
-    from datamodules import PennTreebank
+    from zoo.datamodules import PennTreebank
 
     size = PennTreebank().tokenizer.vocab_size
     small = [f"--model.init_args.vocab_size={size}", "--model.init_args.hidden_size=8"]
@@ -324,7 +326,7 @@ def test_predict_writes_the_surprisal_of_every_token(data_tree, tmp_path, monkey
 
 def test_own_text_with_a_pretrained_model(model, capsys):
     Path("mine.txt").write_text("a b c\n" * 100)
-    main(["test", "tiny", "--data=datamodules.Corpus", "--data.init_args.path=mine.txt"])
+    main(["test", "tiny", "--data=zoo.datamodules.Corpus", "--data.init_args.path=mine.txt"])
     assert "over 19 predictions of the test text" in capsys.readouterr().out
 
 
@@ -332,7 +334,7 @@ def test_logs_go_to_logs_alone(model):
     Path("mine.txt").write_text("a b c\n" * 300)
     main(
         [
-            "fit", "tiny", "--data=datamodules.Corpus", "--data.init_args.path=mine.txt",
+            "fit", "tiny", "--data=zoo.datamodules.Corpus", "--data.init_args.path=mine.txt",
             "--trainer.logger=false", "--trainer.max_steps=1", f"--data.init_args.tokenizer={model}",
         ]
     )  # fmt: skip
@@ -346,7 +348,7 @@ def test_a_fast_development_run_leaves_nothing(model):
     Path("mine.txt").write_text("a b c\n" * 300)
     main(
         [
-            "fit", "tiny", "--data=datamodules.Corpus", "--data.init_args.path=mine.txt",
+            "fit", "tiny", "--data=zoo.datamodules.Corpus", "--data.init_args.path=mine.txt",
             "--trainer.fast_dev_run=true", f"--data.init_args.tokenizer={model}",
         ]
     )  # fmt: skip
@@ -355,7 +357,7 @@ def test_a_fast_development_run_leaves_nothing(model):
 
 def test_a_name_stands_for_a_checkpoint_too(model, capsys):
     Path("mine.txt").write_text("a b c\n" * 100)
-    own_text = ["--data=datamodules.Corpus", "--data.init_args.path=mine.txt"]
+    own_text = ["--data=zoo.datamodules.Corpus", "--data.init_args.path=mine.txt"]
     main(["test", "--config", "tiny", "--ckpt_path", "tiny", *own_text])
     assert "over 19 predictions of the test text" in capsys.readouterr().out
     assert "--ckpt_path tiny: no such checkpoint" in fails(capsys, "fit", "tiny", "--ckpt_path", "tiny", *own_text)

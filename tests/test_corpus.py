@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules import TINY_SHAKESPEARE, Corpus, WikiText2
 from tests.conftest import hub_folder, sentences
 from tests.test_datamodules import text_of
+from zoo.datamodules import TINY_SHAKESPEARE, Corpus, WikiText2
 from zoo.errors import UserError
 from zoo.tokenizer import EOS, UNK
 
@@ -66,8 +66,8 @@ class TestCorpus:
 
     def test_blocks_do_not_change_the_tokens(self, folder, monkeypatch):
         whole = Corpus(str(folder)).ids("train").tolist()
-        monkeypatch.setattr("datamodules.source.BLOCK", 1)
-        monkeypatch.setattr("datamodules.token_file.directory", lambda: folder / "sub")
+        monkeypatch.setattr("zoo.datamodules.source.BLOCK", 1)
+        monkeypatch.setattr("zoo.datamodules.token_file.directory", lambda: folder / "sub")
         assert Corpus(str(folder)).ids("train").tolist() == whole
 
     def test_files_may_be_called_anything(self, tmp_path):
@@ -77,7 +77,7 @@ class TestCorpus:
         assert len(Corpus(str(tmp_path / "my[1].txt")).ids("train")) == 36 * 3
 
     def test_lines_end_as_python_reads_them(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("datamodules.source._READ", 3)  # line ends fall across the pieces read
+        monkeypatch.setattr("zoo.datamodules.source._READ", 3)  # line ends fall across the pieces read
         (tmp_path / "a.txt").write_bytes(b"a\r\nb\rc\n\r\n\n\rd")
         (tmp_path / "b.txt").write_bytes(b"e\r")
         path = str(tmp_path)
@@ -291,8 +291,8 @@ class TestTables:
         expected = {
             document: Corpus(str(tmp_path), document=document).ids("train").tolist() for document in ("line", "file")
         }
-        monkeypatch.setattr("datamodules.source.BLOCK", 400)
-        monkeypatch.setattr("datamodules.token_file.directory", lambda: tmp_path)
+        monkeypatch.setattr("zoo.datamodules.source.BLOCK", 400)
+        monkeypatch.setattr("zoo.datamodules.token_file.directory", lambda: tmp_path)
         for document, ids in expected.items():
             data = Corpus(str(tmp_path / "a.parquet"), document=document)
             assert sorted(map(len, data.text("train")))[-2] <= 800  # all but the long word
@@ -393,8 +393,8 @@ class TestProgress:
         (tmp_path / "a.txt").write_text("a b\n" * 40)
         monkeypatch.setattr(sys, "stderr", screen())
         monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr("datamodules.source.BLOCK", 100)
-        monkeypatch.setattr("datamodules.source.PATIENCE", patience)
+        monkeypatch.setattr("zoo.datamodules.source.BLOCK", 100)
+        monkeypatch.setattr("zoo.datamodules.source.PATIENCE", patience)
         assert "".join(Corpus(str(tmp_path)).text("train")) == "a b\n" * 36
         assert ("reading text" in sys.stderr.getvalue()) == (screen is Terminal and not patience)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from lightning import Callback, seed_everything
 
-from datamodules import TINY_SHAKESPEARE, Corpus, PennTreebank
-from datamodules.stream import RandomWindows, Stream
 from tests.conftest import quiet_trainer, sentences
 from zoo.callbacks import LastCheckpoint
+from zoo.datamodules import TINY_SHAKESPEARE, Corpus, PennTreebank
+from zoo.datamodules.stream import RandomWindows, Stream
 from zoo.errors import UserError
 from zoo.models import Zaremba
 from zoo.tokenizer import EOS, UNK, Tokenizer

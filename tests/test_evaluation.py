@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import zoo
-from datamodules import PennTreebank
-from datamodules.stream import Stream
 from tests.conftest import quiet_trainer
 from tests.test_bundle import make
+from zoo.datamodules import PennTreebank
+from zoo.datamodules.stream import Stream
 from zoo.errors import UserError
 from zoo.evaluation import Cache, DynamicEvaluation, Ensemble, MonteCarlo, Plain, Temperature, tune_cache
 from zoo.layers import GRU, RNN, BatchNormLSTM

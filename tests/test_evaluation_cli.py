@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import Corpus
-from datamodules.stream import Stream
 from tests.conftest import quiet_trainer
 from tests.test_bundle import make, seal
 from tests.test_cli import fails, home_of_models
 from zoo import load
 from zoo.cli import main
+from zoo.datamodules import Corpus
+from zoo.datamodules.stream import Stream
 from zoo.evaluation import Cache, DynamicEvaluation, Ensemble, Plain, Temperature
 
-DATA = ["--data=datamodules.Corpus", "--data.path=mine.txt"]
+DATA = ["--data=zoo.datamodules.Corpus", "--data.path=mine.txt"]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import batch_norm, cross_entropy
 
 import zoo
-from datamodules import PennTreebank
 from tests.conftest import ROOT
+from zoo.datamodules import PennTreebank
 from zoo.evaluation import tune_cache
 
 

@@ -47,7 +47,7 @@ def store(name, section, tokenizer):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(5)  # its outputs tell the words apart
-    data = {"class_path": "datamodules.Corpus", "init_args": {"path": "x", "batching": "pieces", "bptt": 9}}
+    data = {"class_path": "zoo.datamodules.Corpus", "init_args": {"path": "x", "batching": "pieces", "bptt": 9}}
     recipe = {"model": section, **({"data": data} if name == "pieces" else {}), "card": {"license": "mit"}}
     measured = card.Measured("own text", "own text", "perplexity per word")
     bundle.write(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
+from zoo.datamodules import PennTreebank
 from zoo.errors import UserError
 from zoo.metrics import token_nll
 from zoo.models import (

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules import LabelledText
-from datamodules.labelled_text import LabelledTexts
-from datamodules.loader import Draw
 from tests.conftest import quiet_trainer
 from zoo.batches import Texts
+from zoo.datamodules import LabelledText
+from zoo.datamodules.labelled_text import LabelledTexts
+from zoo.datamodules.loader import Draw
 from zoo.errors import UserError
 from zoo.heads import ConcatPooling
 from zoo.models import TextClassifier, Zaremba

@@ -6,9 +6,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.callbacks import LearningCurve, draw_curve
+from zoo.datamodules import PennTreebank
 from zoo.errors import UserError
 from zoo.evaluation import DynamicEvaluation
 from zoo.metrics import token_nll

@@ -6,11 +6,11 @@ import pytest
 import torch
 from lightning import seed_everything
 
-from datamodules import SequentialMNIST
-from datamodules.loader import Draw
-from datamodules.mnist import EVALUATION_BATCH, Sequences, pixel_order
 from tests.conftest import digits, hub_folder, png
 from tests.reading import read
+from zoo.datamodules import SequentialMNIST
+from zoo.datamodules.loader import Draw
+from zoo.datamodules.mnist import EVALUATION_BATCH, Sequences, pixel_order
 from zoo.errors import UserError
 
 IMAGES = np.arange(11 * 784, dtype=np.uint32).reshape(11, 28, 28).astype(np.uint8)
@@ -30,7 +30,7 @@ def test_splits(data_tree):
 
 def test_images_are_decoded_once(data_tree, monkeypatch):
     first, _ = SequentialMNIST("sequential", root=str(data_tree)).images("test")
-    monkeypatch.setattr("datamodules.mnist._decode", None)
+    monkeypatch.setattr("zoo.datamodules.mnist._decode", None)
     again, _ = SequentialMNIST("permuted", root=str(data_tree)).images("test")
     assert isinstance(again, np.memmap)
     assert not again.flags.writeable

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
+from zoo.datamodules import PennTreebank
 from zoo.errors import UserError
 from zoo.layers import GRU, LSTM, RNN
 from zoo.metrics import token_nll

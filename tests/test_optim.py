@@ -6,8 +6,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
+from zoo.datamodules import PennTreebank
 from zoo.errors import UserError
 from zoo.models import Zaremba
 from zoo.optim import (

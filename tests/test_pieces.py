@@ -5,13 +5,13 @@ import pytest
 import torch
 from lightning import seed_everything
 
-from datamodules import Corpus, PennTreebank, Text8, WikiText2
-from datamodules.loader import Draw
-from datamodules.pieces import Pieces
-from datamodules.stream import Stream
-from datamodules.text import EVALUATION_PIECES
 from tests.reading import read
 from zoo.batches import FreshWindow
+from zoo.datamodules import Corpus, PennTreebank, Text8, WikiText2
+from zoo.datamodules.loader import Draw
+from zoo.datamodules.pieces import Pieces
+from zoo.datamodules.stream import Stream
+from zoo.datamodules.text import EVALUATION_PIECES
 from zoo.errors import UserError
 
 IDS = np.arange(103, dtype=np.uint8)

@@ -9,12 +9,11 @@ import torch
 import yaml
 from torch.optim import Adam
 
-import datamodules
 import zoo
-from datamodules import PennTreebank
 from tests.conftest import ROOT
 from zoo import bundle, card
 from zoo.cli import main
+from zoo.datamodules import PennTreebank
 from zoo.files import has_weights
 from zoo.optim import ClippedUpdateAdam
 from zoo.tasks import LanguageModel
@@ -74,7 +73,7 @@ SMALL = {
     "bptt": 10,
     "max_bptt": 15,
 }
-SMALL_DATA = {"datamodules.SequentialMNIST": {"max_steps": 16}}
+SMALL_DATA = {"zoo.datamodules.SequentialMNIST": {"max_steps": 16}}
 EVERY_STEP = "--trainer.log_every_n_steps=1"
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda folder: folder.name)
@@ -97,13 +96,13 @@ def small(sections):
     """What makes a recipe small and fit the test's data."""
     data, model = sections["data"]["init_args"], sections["model"]["init_args"]
     sizes = SMALL | SMALL_DATA.get(sections["data"]["class_path"], {})
-    if sections["data"]["class_path"] == "datamodules.SequentialMNIST":
+    if sections["data"]["class_path"] == "zoo.datamodules.SequentialMNIST":
         options = ["--data.downsample=7"]
-    elif sections["data"]["class_path"] == "datamodules.Addition":
+    elif sections["data"]["class_path"] == "zoo.datamodules.Addition":
         options = ["--data.batches=5"]
     else:
         read = {name: data[name] for name in ("level", "text") if name in data}
-        module = getattr(datamodules, sections["data"]["class_path"].split(".")[-1])
+        module = getattr(zoo.datamodules, sections["data"]["class_path"].split(".")[-1])
         types = module(**read).tokenizer.vocab_size
         sizes |= {"vocab_size": types, "input_size": types}
         if data.get("batching") == "pieces":
@@ -234,7 +233,7 @@ def test_a_recipe_given_as_text_as_that_of_the_hub_is_kept(data_tree, tmp_path, 
     recipe = {
         "trainer": {"max_epochs": 1},
         "model": {"class_path": "zoo.models.Zaremba", "init_args": arguments},
-        "data": {"class_path": "datamodules.PennTreebank", "init_args": {"batch_size": 8}},
+        "data": {"class_path": "zoo.datamodules.PennTreebank", "init_args": {"batch_size": 8}},
     }
     main(["fit", "--name", "theirs", "--config", json.dumps(recipe), EVERY_STEP])
     folder = Path("logs/theirs/version_0/theirs")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
+from zoo.datamodules import PennTreebank
 from zoo.layers import GRU, LSTM
 from zoo.models import RecurrentDropoutLanguageModel, RNNDrop
 from zoo.regularisers import CellDropout, Dropout, RecurrentDropout

@@ -8,9 +8,9 @@ from lightning import Callback, LightningModule, seed_everything
 from torch import nn
 
 import zoo
-from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
 from zoo.callbacks import DropoutCurriculum, LastCheckpoint
+from zoo.datamodules import PennTreebank
 from zoo.errors import UserError
 from zoo.models import Zaremba
 from zoo.regularisers import (

@@ -10,9 +10,9 @@ import pytest
 import torch
 from lightning import Callback, seed_everything
 
-from datamodules import PennTreebank
 from tests.conftest import ROOT, quiet_trainer
 from zoo.callbacks import LastCheckpoint, LearningCurve
+from zoo.datamodules import PennTreebank
 from zoo.models import Zaremba
 from zoo.runs import last_checkpoints
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import PennTreebank
-from datamodules.stream import RandomWindows, Stream
+from zoo.datamodules import PennTreebank
+from zoo.datamodules.stream import RandomWindows, Stream
 from zoo.errors import UserError
 
 IDS = np.arange(103, dtype=np.uint8)

@@ -2,8 +2,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules import Text8
 from tests.conftest import hub_folder
+from zoo.datamodules import Text8
 from zoo.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -31,8 +31,8 @@ def test_every_character_is_a_symbol(data_tree):
 def test_one_long_row_is_read_in_blocks(data_tree, tmp_path, monkeypatch):
     whole = Text8(root=str(data_tree))
     expected, tokens = whole.ids("train").tolist(), whole.tokenizer.to_json()
-    monkeypatch.setattr("datamodules.source.BLOCK", 1000)
-    monkeypatch.setattr("datamodules.token_file.directory", lambda: tmp_path)
+    monkeypatch.setattr("zoo.datamodules.source.BLOCK", 1000)
+    monkeypatch.setattr("zoo.datamodules.token_file.directory", lambda: tmp_path)
     data = Text8(root=str(data_tree))
     assert {len(block) for block in list(data.text("train"))[:-1]} == {1000}
     assert data.ids("train").tolist() == expected

@@ -138,7 +138,7 @@ def test_penn_treebank_rules_turn_english_into_its_form(penn_treebank, text, wor
 
 
 def test_penn_treebank_rules_halve_the_unknown_words_of_shakespeare(penn_treebank):
-    from datamodules import TINY_SHAKESPEARE
+    from zoo.datamodules import TINY_SHAKESPEARE
 
     text = TINY_SHAKESPEARE.read_text(encoding="utf-8")
     plain = Tokenizer.words(penn_treebank.tokens(range(10_000)))

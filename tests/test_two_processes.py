@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from datamodules import PennTreebank, SequentialMNIST
 from tests.conftest import ROOT, quiet_trainer
 from zoo import card, load
+from zoo.datamodules import PennTreebank, SequentialMNIST
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_population_is_that_of_both_processes(tmp_path, data_tree):
 NOISE = """\
 import torch
 from lightning import Trainer
-from datamodules import SequentialMNIST
+from zoo.datamodules import SequentialMNIST
 from zoo.models import ZoneoutClassifier
 
 model = ZoneoutClassifier(hidden_size=6)

@@ -131,8 +131,8 @@ def test_a_fit_unfreezes_group_by_group_along_the_triangle_and_resumes(corpus, t
 
 @pytest.fixture
 def corpus(tmp_path):
-    from datamodules import Corpus
     from tests.conftest import sentences
+    from zoo.datamodules import Corpus
 
     file = tmp_path / "mine.txt"
     file.write_text("\n".join(sentences(60, seed=1)) + "\n")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from datamodules import PennTreebank
 from tests.conftest import quiet_trainer
+from zoo.datamodules import PennTreebank
 from zoo.models import VariationalLSTM
 
 TOKENS = torch.randint(30, (6, 3), generator=torch.Generator().manual_seed(0))

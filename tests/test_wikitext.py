@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from datamodules import PennTreebank, WikiText2, WikiText103
+from zoo.datamodules import PennTreebank, WikiText2, WikiText103
 from zoo.errors import UserError
 from zoo.tokenizer import EOS, UNK
 
@@ -79,8 +79,8 @@ def test_the_vocabulary_is_the_training_texts_the_most_frequent_first(tree):
 
 def test_blocks_do_not_change_the_tokens(tree, tmp_path, monkeypatch):
     whole = WikiText2(root=str(tree)).ids("train").tolist()
-    monkeypatch.setattr("datamodules.source.BLOCK", 1)
-    monkeypatch.setattr("datamodules.token_file.directory", lambda: tmp_path)
+    monkeypatch.setattr("zoo.datamodules.source.BLOCK", 1)
+    monkeypatch.setattr("zoo.datamodules.token_file.directory", lambda: tmp_path)
     assert WikiText2(root=str(tree)).ids("train").tolist() == whole
 
 

@@ -5,10 +5,12 @@ character at the edges; a probability is the probability of dropping, or of keep
 """
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoo import callbacks as callbacks
+    from zoo import datamodules as datamodules
     from zoo import evaluation as evaluation
     from zoo import functional as functional
     from zoo import heads as heads
@@ -51,24 +53,6 @@ if TYPE_CHECKING:
     from zoo.regularisers import WeightDrop as WeightDrop
     from zoo.regularisers import Zoneout as Zoneout
 
-_MODULES = (
-    "callbacks",
-    "evaluation",
-    "functional",
-    "heads",
-    "hub",
-    "initialisation",
-    "kernels",
-    "layers",
-    "metrics",
-    "models",
-    "noise",
-    "optim",
-    "regularisers",
-    "tasks",
-    "tokenizer",
-)
-
 _HOME = {
     "UserError": "zoo.errors",
     **dict.fromkeys(("finetune", "finetune_classifier"), "zoo.finetuning"),
@@ -104,12 +88,16 @@ __all__ = [*_HOME]
 
 def __getattr__(name: str) -> object:
     # Imported on first use, so that `import zoo` and `recurrent-zoo list` do not wait for torch.
-    if name in _MODULES:
-        return import_module(f"zoo.{name}")
-    if name not in _HOME:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name not in _modules():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return import_module(f"zoo.{name}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOME, *_MODULES, *(name for name in globals() if name.startswith("__"))])
+    return sorted({*_HOME, *_modules(), *(name for name in globals() if name.startswith("__"))})
+
+
+def _modules() -> set[str]:
+    return {module.name for module in iter_modules(__path__)}

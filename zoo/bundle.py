@@ -39,13 +39,13 @@ _NO_OPTION = re.compile(r"class_path '([\w.]+)':\s*(?:- )?Option '(\w+)' is not 
 def read_recipe(folder: Path) -> dict[str, Any]:
     """What of the recipe may run wherever the folder comes from.
 
-    The model, of classes of `zoo` alone; the data, of `datamodules` alone; of the trainer its numbers, switches and
+    The model, of classes of `zoo` alone; the data, of `zoo.datamodules` alone; of the trainer its numbers, switches and
     precision; seed and card. Raises `UserError` where the recipe names another class.
     """
     recipe = _read(folder)
     trainer = recipe.get("trainer") or {}
     if "data" in recipe:
-        _check_class(recipe["data"], "datamodules", folder / RECIPE)
+        _check_class(recipe["data"], "zoo.datamodules", folder / RECIPE)
     plain = {key: value for key, value in trainer.items() if isinstance(value, int | float) or key == "precision"}
     kept = [key for key in ("seed_everything", "model", "data", "card") if key in recipe]
     return {**{key: recipe[key] for key in kept}, "trainer": plain}

@@ -44,10 +44,6 @@ def list_models() -> None:
             continue
         paper = card.as_published(entry.card.published.get("test"))
         rows.append((name, entry.card.metric, paper, card.number(entry.ours()), "yes" if entry.weights else "no"))
-    if len(rows) == 1 and not hub.PUBLISHED:
-        raise UserError(
-            f"no models here: run this in a checkout, or name a folder of models in {hub.CHECKPOINTS_VARIABLE}"
-        )
     rows += [(name, "", "", "", "on the Hub") for name in hub.PUBLISHED if name not in hub.folders()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

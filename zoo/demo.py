@@ -4,8 +4,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from datamodules import TINY_SHAKESPEARE
 from zoo import cli, hub
+from zoo.datamodules import TINY_SHAKESPEARE
 from zoo.finetuning import finetune
 from zoo.runs import hush
 from zoo.score import Score

@@ -22,10 +22,10 @@ import yaml
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from datamodules import Corpus, LabelledText
 from zoo import bundle, card, hub, runs
 from zoo.arguments import check_choice, check_counts, check_positive
 from zoo.callbacks import BestWeights, GradualUnfreezing, LastCheckpoint, LearningCurve, Patience, run_folder
+from zoo.datamodules import Corpus, LabelledText
 from zoo.errors import UserError
 from zoo.files import RECIPE, SUMS, TOKENIZER
 from zoo.models import TextClassifier
@@ -184,7 +184,7 @@ class _Fit:
             "seed_everything": self.seed,
             "trainer": {"max_epochs": self.epochs, "gradient_clip_val": norm},
             "model": section,
-            "data": {"class_path": f"datamodules.{type(data).__name__}", "init_args": options},
+            "data": {"class_path": f"zoo.datamodules.{type(data).__name__}", "init_args": options},
             "card": {key: value for key, value in vars(described).items() if value},
         }
         text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
@@ -295,7 +295,7 @@ def finetune(
     Args:
         name: A model's name, folder or Hub repository.
         corpus: A file of text, JSON lines or a table, a folder or pattern of such, or a data set of the Hub
-            (`datamodules.Corpus`).
+            (`zoo.datamodules.Corpus`).
         output: The folder to write.
         validation: Another text to choose the epoch by (default: a twentieth of the corpus).
         test: Another text to measure on (default: the last twentieth of the corpus).

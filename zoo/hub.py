@@ -61,12 +61,10 @@ class Publication:
 def _homes() -> list[Path]:
     """The folders of models on this machine, the first that has a name winning."""
     chosen = os.environ.get(CHECKPOINTS_VARIABLE)
-    source = Path(__file__).resolve().parent.parent
-    homes = [_path(chosen)] if chosen else []
-    homes.append(Path("checkpoints"))
-    if (source / "pyproject.toml").exists():
-        homes.append(source / "checkpoints")
-    return homes
+    package = Path(__file__).resolve().parent
+    in_checkout = (package.parent / "pyproject.toml").exists()
+    own = (package.parent if in_checkout else package) / "checkpoints"  # an installed package has the recipes alone
+    return [*([_path(chosen)] if chosen else []), Path("checkpoints"), own]
 
 
 def _path(name: str) -> Path:
@@ -90,7 +88,7 @@ def names(pretrained: bool = False) -> list[str]:
 def find(name: str | Path, revision: str | None = None) -> Found:
     """A model by an existing folder, a name, or a Hub repository (`owner/name`, at `revision`).
 
-    A name is looked up in `$ZOO_CHECKPOINTS`, `./checkpoints`, the source checkout's `checkpoints`, and among the
+    A name is looked up in `$ZOO_CHECKPOINTS`, `./checkpoints`, the checkout's `checkpoints` (of an installed package, its recipes), and among the
     published ones, which come from the Hub at their pinned commit. Raises `UserError` where there is none.
     """
     check_type("name", name, str, Path)

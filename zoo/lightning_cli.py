@@ -14,11 +14,11 @@ from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import zoo.models  # noqa: F401  # its classes are those that --model may name
-from datamodules import LabelledText
-from datamodules.stream import Stream
-from datamodules.text import Split, TextDataModule
 from zoo import bundle, card, hub, runs
 from zoo.callbacks import BestWeights, LastCheckpoint, LearningCurve, PredictionFile, run_folder
+from zoo.datamodules import LabelledText
+from zoo.datamodules.stream import Stream
+from zoo.datamodules.text import Split, TextDataModule
 from zoo.errors import UserError
 from zoo.evaluation import Evaluation
 from zoo.files import RECIPE, has_weights

@@ -11,9 +11,9 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 
-from datamodules.text import Batching, TextDataModule
 from zoo import bundle, card
 from zoo.callbacks import BestWeights, LearningCurve, write_curve
+from zoo.datamodules.text import Batching, TextDataModule
 from zoo.errors import UserError
 from zoo.provenance import hardware
 from zoo.tasks import LanguageModel, Task

@@ -111,7 +111,7 @@ class DynamicEvaluation(Evaluation):
         if self._rms is None:
             raise UserError(
                 "dynamic evaluation needs statistics of the training text first: call its prepare(model, windows) with "
-                f"datamodules.stream.Stream(data.ids('train'), {_COLUMNS}, {self.segment}), data being its "
+                f"zoo.datamodules.stream.Stream(data.ids('train'), {_COLUMNS}, {self.segment}), data being its "
                 "data module, or give statistics='none' and a learning_rate"
             )
         shapes = {name: weight.shape for name, weight in zip(pupil.names, pupil.weights, strict=True)}

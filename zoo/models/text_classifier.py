@@ -32,7 +32,7 @@ class TextClassifier(SequenceClassifier):
     - `hidden_size`, `input_dropout` and `hidden_dropout` are the head's.
     - `optimization`: `zoo.optim.DiscriminativeAdam` at 1e-2 if not given, with a decay of `WEIGHT_DECAY`. The
       gradient's norm is clipped to `max_norm`.
-    - `max_tokens`: of a longer text `classify` reads so many of its last tokens, as `datamodules.LabelledText` does.
+    - `max_tokens`: of a longer text `classify` reads so many of its last tokens, as `zoo.datamodules.LabelledText` does.
 
     Measured by accuracy and by the mean of the classes' F1 (`macro_f1`).
     """

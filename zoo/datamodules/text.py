@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from datamodules import token_file
-from datamodules.loader import DataModule, Draw
-from datamodules.loader import Split as Split
-from datamodules.pieces import Pieces
-from datamodules.stream import SHORTEST, RandomWindows, Stream
 from zoo.arguments import check_choice, check_counts, check_shares
+from zoo.datamodules import token_file
+from zoo.datamodules.loader import DataModule, Draw
+from zoo.datamodules.loader import Split as Split
+from zoo.datamodules.pieces import Pieces
+from zoo.datamodules.stream import SHORTEST, RandomWindows, Stream
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Ids, Tokenizer
 
@@ -31,10 +31,10 @@ class TextDataModule(DataModule):
     (`tokenizer_of`), and pass the rest.
 
     `batching="stream"`: the columns follow the text, window after window of `bptt` steps, and the state is carried
-    (`datamodules.stream.Stream`). `random_bptt` draws the length of each training window around `bptt`, anew in every epoch,
-    at most `max_bptt` (`datamodules.stream.RandomWindows`).
+    (`zoo.datamodules.stream.Stream`). `random_bptt` draws the length of each training window around `bptt`, anew in every
+    epoch, at most `max_bptt` (`zoo.datamodules.stream.RandomWindows`).
     `batching="pieces"`: pieces of `bptt + 1` tokens in random order, the state starting anew with each
-    (`datamodules.pieces.Pieces`).
+    (`zoo.datamodules.pieces.Pieces`).
     `evaluation` says how validation and test are read. Where it is None the test text is one stream, and so is the
     validation text, unless training reads pieces: then it is read in pieces too, as in the log of Krueger et al. 2017, arXiv
     1606.01305. (Cooijmans et al. 2017, arXiv 1603.09025, test on one stream; the code of Krueger et al. does not say.)

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from datamodules import source
-from datamodules.loader import DataModule, Draw, Examples, Split
 from zoo.arguments import check_counts
 from zoo.batches import Labelled, Texts
+from zoo.datamodules import source
+from zoo.datamodules.loader import DataModule, Draw, Examples, Split
 from zoo.errors import UserError
 from zoo.tokenizer import Ids, Tokenizer
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.loader import Draw, Loader
 from zoo.arguments import check_shares
+from zoo.datamodules.loader import Draw, Loader
 from zoo.errors import UserError
 from zoo.tokenizer import Ids
 

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from datamodules.loader import DataModule, Draw, Examples, Split
 from zoo.arguments import check_counts
 from zoo.batches import PAD, Translated
+from zoo.datamodules.loader import DataModule, Draw, Examples, Split
 from zoo.errors import UserError
 
 EXAMPLES = 4096

@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 import datasets
 
-from datamodules import source
-from datamodules.text import Batching, Split, TextDataModule
 from zoo.arguments import check_choice
+from zoo.datamodules import source
+from zoo.datamodules.text import Batching, Split, TextDataModule
 from zoo.errors import UserError
 from zoo.tokenizer import Level, Tokenizer, character_vocabulary, count_words, word_vocabulary
 

@@ -20,8 +20,8 @@ from datasets.exceptions import DatasetsError
 from rich.console import Console
 from rich.progress import Progress
 
-from datamodules import token_file
-from datamodules.loader import Split
+from zoo.datamodules import token_file
+from zoo.datamodules.loader import Split
 from zoo.errors import UserError
 
 BLOCK = 8_000_000
@@ -147,7 +147,7 @@ def open_splits(
 ) -> dict[Split, Rows]:
     """The rows of files and data sets by split: those that a split's own path has, or else the training path, if any.
 
-    `datamodules.Corpus` says what a path may be; `config` is the configuration of the training path's data set. From CSV
+    `zoo.datamodules.Corpus` says what a path may be; `config` is the configuration of the training path's data set. From CSV
     the columns are read as strings; the first of them holds the lines of plain text.
     """
     splits: dict[Split, Rows] = {}

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image
 
-from datamodules import source, token_file
-from datamodules.loader import DataModule, Draw, Examples, Split
 from zoo.arguments import check_choice, check_counts
 from zoo.batches import Labelled
+from zoo.datamodules import source, token_file
+from zoo.datamodules.loader import DataModule, Draw, Examples, Split
 from zoo.errors import UserError
 
 Order = Literal["sequential", "permuted", "paper"]

@@ -10,9 +10,9 @@ from typing import Literal, get_args
 
 import datasets
 
-from datamodules import source
-from datamodules.text import Batching, Split, TextDataModule
 from zoo.arguments import check_choice, check_counts
+from zoo.datamodules import source
+from zoo.datamodules.text import Batching, Split, TextDataModule
 from zoo.errors import UserError
 from zoo.tokenizer import UNK, Level, Normaliser, Tokenizer, character_vocabulary, count_words, word_vocabulary
 

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from datamodules.loader import Draw, Examples
 from zoo.batches import FreshWindow
+from zoo.datamodules.loader import Draw, Examples
 from zoo.errors import UserError
 from zoo.tokenizer import Ids
 

@@ -5,8 +5,8 @@ from functools import cached_property
 
 import datasets
 
-from datamodules import source
-from datamodules.text import Split, TextDataModule
+from zoo.datamodules import source
+from zoo.datamodules.text import Split, TextDataModule
 from zoo.tokenizer import Tokenizer, count_words, word_vocabulary
 
 

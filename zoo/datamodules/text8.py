@@ -5,8 +5,8 @@ from functools import cached_property
 
 import datasets
 
-from datamodules import source
-from datamodules.text import Batching, Split, TextDataModule
+from zoo.datamodules import source
+from zoo.datamodules.text import Batching, Split, TextDataModule
 from zoo.errors import UserError
 from zoo.tokenizer import Tokenizer, character_vocabulary
 
