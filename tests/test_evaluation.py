@@ -18,7 +18,7 @@ from zoo.errors import UserError
 from zoo.evaluation import Cache, DynamicEvaluation, Ensemble, MonteCarlo, Plain, Temperature, tune_cache
 from zoo.layers import GRU, RNN, BatchNormLSTM
 from zoo.metrics import token_nll
-from zoo.models import AWDLSTM, RecurrentLanguageModel, VariationalLSTM, Zaremba
+from zoo.models import AWDLSTM, RecurrentBatchNormLanguageModel, RecurrentLanguageModel, VariationalLSTM, Zaremba
 from zoo.models.recurrent import stack
 from zoo.optim import DecayedSGD
 from zoo.regularisers import Dropout, EmbeddingDropout, LockedDropout, Zoneout
@@ -68,7 +68,11 @@ class BatchNormModel(LanguageModel):
         return self.lstm(self.dropout(self.embedding(tokens)), state)
 
 
-MODELS = [zaremba, awd_lstm, mixture_of_grus, simple_network, variational, BatchNormModel]
+def batch_normalised():
+    return RecurrentBatchNormLanguageModel(VOCABULARY, 6, max_steps=4, state_noise=Zoneout(0.4, 0.4))
+
+
+MODELS = [zaremba, awd_lstm, mixture_of_grus, simple_network, variational, BatchNormModel, batch_normalised]
 
 
 def build(make_model, seed=0):

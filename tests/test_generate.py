@@ -357,6 +357,44 @@ def test_a_model_whose_weights_are_no_numbers_says_so(model):
         model.generate("the")
 
 
+class TestStop:
+    @pytest.mark.parametrize("how", [{"seed": 4}, {"seed": 6, "temperature": 0.7}, {"seed": 5, "top_k": 4}])
+    def test_a_text_ends_before_the_token(self, any_model, how):
+        prompts = PROMPTS[any_model.tokenizer.level]
+        tokenizer, ends = any_model.tokenizer, 0
+        for stop in tokenizer.tokens(range(tokenizer.vocab_size)):
+            if stop in (UNK, "<eos>"):
+                continue
+            read = [len(tokenizer.encode(prompt)) for prompt in prompts]
+            whole = [tokenizer.encode(text).tolist() for text in any_model.generate(prompts, tokens=12, **how)]
+            texts = any_model.generate(prompts, tokens=12, stop=stop, **how)
+            (wanted,) = tokenizer.encode(stop).tolist()
+            for prompt, text, all_of_it, first in zip(prompts, texts, whole, read, strict=True):
+                added = all_of_it[first:]
+                kept = added.index(wanted) if wanted in added else len(added)
+                ends += kept < len(added)
+                assert text == tokenizer.decode(all_of_it[: first + kept])
+                assert text == any_model.generate(prompt, tokens=12, stop=stop, **how)
+                assert text == "".join(any_model.stream(prompt, tokens=12, stop=stop, **how))
+        assert ends
+
+    def test_the_end_of_the_line(self, model):
+        texts = model.generate(["the"] * 20, tokens=60, stop="\n")
+        assert not any("\n" in text for text in texts)
+        assert len({len(text) for text in texts}) > 1
+
+    @pytest.mark.parametrize("stop", ["", "zebra", "the the", 3])
+    def test_what_is_no_token_is_refused(self, model, stop):
+        with pytest.raises(UserError, match="stop is"):
+            model.generate("the", stop=stop)
+        with pytest.raises(UserError, match="stop is"):
+            model.stream("the", stop=stop)
+
+    def test_a_beam_search_takes_none(self, model):
+        with pytest.raises(UserError, match="leave out stop"):
+            model.generate("the", beams=2, stop="\n")
+
+
 class TestCommand:
     @pytest.fixture
     def tiny(self, tmp_path, monkeypatch):
@@ -393,6 +431,12 @@ class TestCommand:
         main(["generate", "tiny", "--prompts_file", "-", *options])
         assert capsys.readouterr().out == texts
 
+    def test_the_end_of_a_line_ends_the_text(self, tiny, capsys):
+        main(["generate", "tiny", "--prompt", "a b", "--tokens", "40", "--seed", "3", "--stop", r"\n"])
+        whole = tiny.generate("a b", tokens=40, seed=3)
+        assert capsys.readouterr().out == whole.partition("\n")[0] + "\n"
+        assert "\n" in whole
+
     def test_beams(self, tiny, capsys):
         main(["generate", "tiny", "--prompt", "c", "--tokens", "6", "--beams", "4"])
         assert capsys.readouterr().out == tiny.generate("c", tokens=6, beams=4) + "\n"
@@ -405,6 +449,7 @@ class TestCommand:
             (["--prompts_file", "nowhere"], "nowhere cannot be read"),
             (["--prompts_file", "empty"], "empty is empty; a prompt a line"),
             (["--prompts_file", "empty", "--prompt", "a"], "prompt and prompts_file are both given"),
+            (["--device", "abacus"], "device is 'abacus': "),
             (["--top_p", "0"], "top_p is 0.0; it must lie in (0, 1]"),
             (["--beams", "2", "--temperature", "0.5", "--top_k", "3"], "leave out top_k and temperature"),
         ],

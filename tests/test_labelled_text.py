@@ -224,6 +224,18 @@ def test_a_classifier_reads_the_last_tokens_of_a_text():
     assert model.classify("a b a b a c d e") == model.classify("e e e c d e") != model.classify("e e e c d a")
 
 
+def test_many_texts_are_classified_as_each_of_them_alone(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr("zoo.models.text_classifier._ROWS", 3)
+    model = TextClassifier(Zaremba(7, hidden_size=4), 2)
+    model.tokenizer = WORDS
+    texts = ["a b", "c", "d e a b c", "e", "b b b", "a b", "d c b a"]
+    together = model.classify(texts)
+    assert [each["0"] for each in together] == pytest.approx([model.classify(text)["0"] for text in texts], rel=1e-5)
+    assert together[0] == together[5] != together[4]
+    assert model.classify([]) == []
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_shares_of_a_training_are_equal(processes):
     texts = [np.arange(size % 50 + 1).astype(np.uint8) for size in range(1001)]

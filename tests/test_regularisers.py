@@ -60,6 +60,13 @@ def test_locked_dropout_holds_its_mask_for_the_sequence_and_keeps_the_mean():
     assert not torch.equal(dropped, layer(torch.ones(T, 100, 200, dtype=torch.float64)))
 
 
+def test_locked_dropout_of_batches_that_come_first():
+    torch.manual_seed(0)
+    dropped = LockedDropout(0.3, batch_first=True)(torch.ones(100, T, 200))
+    assert (dropped == dropped[:, :1]).all()
+    assert not torch.equal(dropped[0], dropped[1])
+
+
 def test_locked_dropout_passes_the_gradient_of_what_it_keeps():
     torch.manual_seed(0)
     sequence = torch.randn(T, B, D, requires_grad=True)

@@ -44,6 +44,12 @@ def test_gradients(activations, kind):
 
 
 @pytest.mark.parametrize("kind", SUCCESSIVE)
+def test_the_batch_may_come_first(activations, kind):
+    torch.testing.assert_close(kind(2.5, batch_first=True)(activations.transpose(0, 1)), kind(2.5)(activations))
+    assert kind(2.5, batch_first=True)(activations[:1].transpose(0, 1)) == 0
+
+
+@pytest.mark.parametrize("kind", SUCCESSIVE)
 def test_one_step_has_no_change(activations, kind):
     h = activations[:1]
     penalty = kind(2.5)(h)

@@ -439,3 +439,13 @@ def test_memory_does_not_grow_with_the_text(home):
     assert len(peaks) == 6
     for short, long in zip(peaks[::2], peaks[1::2], strict=True):
         assert long - short < 4_000, peaks  # KiB; lists of the tokens would take 11,000
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite():
+    model = zaremba()
+    with torch.no_grad():
+        model.softmax.weight.zero_()
+        model.softmax.bias.zero_()[0] = 1e5
+    result = model.score("a b")
+    assert result.perplexity == float("inf")
+    assert "perplexity per word inf" in str(result)

@@ -1,8 +1,13 @@
 """What the tasks read at a time."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 Window = tuple[Tensor, Tensor]
 """(inputs, targets): token ids of shape (T, B). Each column goes on where it ended in the window before."""
@@ -26,6 +31,13 @@ class Texts(NamedTuple):
 
     lengths: Tensor
     """How many tokens each text has, (B,)."""
+
+    @classmethod
+    def of(cls, texts: Sequence[npt.NDArray[Any]]) -> "Texts":
+        """Each text's token ids, filled up to the longest."""
+        ids = [torch.from_numpy(text.astype(np.int64)) for text in texts]
+        tokens = pad_sequence(ids) if ids else torch.empty(0, 0, dtype=torch.long)
+        return cls(tokens, torch.tensor([len(text) for text in texts], dtype=torch.long))
 
 
 Labelled = tuple[Any, Tensor]

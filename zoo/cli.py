@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
 
 from zoo import card, hub
-from zoo.errors import UserError
+from zoo.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     from zoo.evaluation import Evaluation
@@ -59,6 +59,7 @@ def score(
     compare: str | None = None,
     sentences: bool = False,
     evaluation: "Evaluation | None" = None,
+    device: str = "cpu",
 ) -> None:
     """How well a model predicts a text.
 
@@ -71,6 +72,7 @@ def score(
         compare: Another model, to be measured on the same text.
         sentences: Give each line's log-probability in nats by itself, its number of tokens and of unknown words.
         evaluation: How the text is scored, a class of zoo.evaluation (default: by the model's own probabilities).
+        device: Where the model runs, such as cuda.
     """
     if sentences and not (compare is None and evaluation is None):
         raise UserError(
@@ -85,8 +87,8 @@ def score(
         if wanted is not None:
             hub.find(wanted)  # before anything slow
     with _opened(file) as source, _writing(output, overwrite) as target:
-        model = _language_model(name)
-        other = None if compare is None else _language_model(compare)
+        model = _language_model(name, device)
+        other = None if compare is None else _language_model(compare, device)
         from zoo import report
         from zoo.score import Comparison, Stream, lines_of, score_sentences
 
@@ -117,6 +119,8 @@ def generate(
     top_p: float | None = None,
     beams: int | None = None,
     seed: int | None = None,
+    stop: str | None = None,
+    device: str = "cpu",
 ) -> None:
     """Continues a prompt, printed as it comes, or each of a file.
 
@@ -130,10 +134,13 @@ def generate(
         top_p: Draw among the fewest likeliest tokens whose probability reaches this.
         beams: Draw nothing: search for the likeliest text, with so many candidates.
         seed: Makes the text repeatable.
+        stop: End before this token, such as \\n, the end of the line.
+        device: Where the model runs, such as cuda.
     """
-    how = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "beams": beams, "seed": seed}
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "beams": beams, "seed": seed}
+    how = {**drawn, "tokens": tokens, "stop": stop and stop.replace("\\n", "\n")}
     if prompts_file is None:
-        for piece in _language_model(name).stream(prompt, **how):
+        for piece in _language_model(name, device).stream(prompt, **how):
             print(piece, end="", flush=True)
         print()
         return
@@ -144,7 +151,7 @@ def generate(
         prompts = "".join(_read(source, prompts_file))
     if not prompts:
         raise UserError(f"{prompts_file} is empty; a prompt a line is expected")
-    for text in _language_model(name).generate(prompts.removesuffix("\n").split("\n"), **how):
+    for text in _language_model(name, device).generate(prompts.removesuffix("\n").split("\n"), **how):
         print(text.replace("\n", "\\n"))
 
 
@@ -334,8 +341,11 @@ def _writing(output: str | None, overwrite: bool) -> Iterator[TextIO]:
         part.unlink(missing_ok=True)
 
 
-def _language_model(name: str):  # type: ignore[no-untyped-def]  # a LanguageModel, whose import waits for torch
+def _language_model(name: str, device: str):  # type: ignore[no-untyped-def]  # a LanguageModel; importing it imports torch
     model = hub.load(name)
     if not hasattr(model, "score"):
         raise UserError(f"{name} is a {type(model).__name__}, not a language model")
-    return model
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without it
+        raise UserError(f"device is {device!r}: {in_one_line(error)}") from error

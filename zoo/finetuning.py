@@ -38,6 +38,7 @@ from zoo.transfer import origins, resized, transfer
 
 Vocabulary = Literal["transfer", "keep", "new"]
 Unfreezing = Literal["gradual", "none"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 BPTT = 70
 
@@ -95,6 +96,7 @@ class _Fit:
     learning_rate: float
     unfreezing: Unfreezing
     max_norm: float
+    precision: Precision
     seed: int
     resume: bool
     progress: bool
@@ -111,6 +113,7 @@ class _Fit:
         check_counts(epochs=self.epochs, patience=self.patience)
         check_positive(max_norm=self.max_norm)
         check_choice("unfreezing", self.unfreezing, get_args(Unfreezing))
+        check_choice("precision", self.precision, get_args(Precision))
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie in [0, 2**32)")
         _check_output(self.folder, self.overwrite)
@@ -155,6 +158,7 @@ class _Fit:
         trainer = Trainer(
             max_epochs=self.epochs,
             gradient_clip_val=norm,
+            precision=self.precision,
             callbacks=[*callbacks, *([RichProgressBar()] if self.progress else [])],
             logger=runs.loggers(name),
             log_every_n_steps=1,
@@ -182,7 +186,7 @@ class _Fit:
         described = self._card(base, measured)
         recipe = {
             "seed_everything": self.seed,
-            "trainer": {"max_epochs": self.epochs, "gradient_clip_val": norm},
+            "trainer": {"max_epochs": self.epochs, "gradient_clip_val": norm, "precision": self.precision},
             "model": section,
             "data": {"class_path": f"zoo.datamodules.{type(data).__name__}", "init_args": options},
             "card": {key: value for key, value in vars(described).items() if value},
@@ -283,6 +287,7 @@ def finetune(
     batch_size: int = 20,
     bptt: int | None = None,
     max_norm: float = 0.3,
+    precision: Precision = "32-true",
     seed: int = 1,
     overwrite: bool = False,
     resume: bool = False,
@@ -316,6 +321,7 @@ def finetune(
         batch_size: How many parts of the text are read side by side.
         bptt: How many tokens of each make an update (default: 70; of a model of pieces, their length).
         max_norm: The norm of the gradient of a token's mean loss is clipped to this.
+        precision: That of the training, as Lightning's Trainer names it.
         seed: Makes the run repeatable.
         overwrite: Replace the output folder if it exists.
         resume: Go on from the newest checkpoint of a run with this output.
@@ -367,6 +373,7 @@ def finetune_classifier(
     batch_size: int = 32,
     max_tokens: int = 1400,
     max_norm: float = 25.0,
+    precision: Precision = "32-true",
     seed: int = 1,
     overwrite: bool = False,
     resume: bool = False,
@@ -396,6 +403,7 @@ def finetune_classifier(
         batch_size: How many texts make an update.
         max_tokens: Of a longer text so many of its last tokens are read.
         max_norm: The gradient's norm is clipped to this.
+        precision: That of the training, as Lightning's Trainer names it.
         seed: Makes the run repeatable.
         overwrite: Replace the output folder if it exists.
         resume: Go on from the newest checkpoint of a run with this output.

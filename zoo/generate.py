@@ -35,6 +35,8 @@ class Decoding:
     A `seed` gives a prompt the same text each time on the same machine, whatever its neighbours; without one the draws come
     from torch's global generator.
 
+    A text ends before the token `stop`, where that comes first; "\\n" is the end of a line.
+
     `beams` draws nothing: the continuation with the largest sum of log-probabilities that a search finds which keeps the
     best `beams` of each length.
 
@@ -47,6 +49,7 @@ class Decoding:
     top_p: float | None
     beams: int | None
     seed: int | None
+    stop: str | None = None
 
     def __post_init__(self) -> None:
         check_type("tokens", self.tokens, int)
@@ -72,12 +75,15 @@ class Decoding:
         given += ["temperature"] if self.temperature != 1 else []
         if self.beams is not None and given:
             raise UserError(f"beams is {self.beams}, and a beam search draws nothing: leave out {' and '.join(given)}")
+        if self.beams is not None and self.stop is not None:
+            raise UserError(f"beams is {self.beams}, and a beam search compares texts of one length: leave out stop")
 
 
 def generate(model: "LanguageModel", prompts: Sequence[str], how: Decoding) -> list[str]:
     """Every prompt as the model reads it, continued; `<unk>` is never added."""
     tokenizer = tokenizer_of(model)
     before = _encode_all(tokenizer, prompts)
+    _stop_id(tokenizer, how)
     with evaluating(model):
         after = [text for first in range(0, len(before), _ROWS) for text in _texts(model, before[first:][:_ROWS], how)]
     return [tokenizer.decode([*prompt, *text]) for prompt, text in zip(before, after, strict=True)]
@@ -86,6 +92,7 @@ def generate(model: "LanguageModel", prompts: Sequence[str], how: Decoding) -> l
 def stream(model: "LanguageModel", prompt: str, how: Decoding) -> Iterator[str]:
     """`generate`'s text for one prompt in pieces: the prompt, then each token as it comes, those of beams at the end."""
     tokenizer = tokenizer_of(model)
+    _stop_id(tokenizer, how)
     return _pieces(model, tokenizer, _encode(tokenizer, prompt), how)
 
 
@@ -151,6 +158,17 @@ def _encode(tokenizer: Tokenizer, prompt: str, name: str = "prompt") -> list[int
     return ids
 
 
+def _stop_id(tokenizer: Tokenizer, how: Decoding) -> int | None:
+    """The token to stop at; `UserError` where the text of `stop` is none."""
+    if how.stop is None:
+        return None
+    check_type("stop", how.stop, str)
+    ids: list[int] = tokenizer.encode(how.stop).tolist()
+    if len(ids) != 1 or ids[0] == tokenizer.unk_id:
+        raise UserError(f'stop is {how.stop!r}; one {tokenizer.level} that the model knows is expected, or "\\n"')
+    return ids[0]
+
+
 def _read(model: "LanguageModel", prompt: list[int]) -> tuple[Tensor, "State"]:
     """The logits (1, vocab_size) and the state after a prompt, which follows the end of a line."""
     ids = torch.tensor([first_context(model), *prompt], device=model.device).unsqueeze(1)
@@ -177,7 +195,8 @@ def _texts(model: "LanguageModel", prompts: list[list[int]], how: Decoding) -> l
     for rows in together.values():
         for tokens in _draws(model, *_side_by_side([read[row] for row in rows]), how):
             for row, token in zip(rows, tokens, strict=True):
-                texts[row].append(token)
+                if token is not None:
+                    texts[row].append(token)
     return texts
 
 
@@ -189,7 +208,8 @@ def _tokens(model: "LanguageModel", prompt: list[int], how: Decoding) -> Iterato
         yield from _search(model, logits, state, how.tokens, how.beams)
     else:
         for (token,) in _draws(model, logits, state, how):
-            yield token
+            if token is not None:
+                yield token
 
 
 def _pieces(model: "LanguageModel", tokenizer: Tokenizer, prompt: list[int], how: Decoding) -> Iterator[str]:
@@ -202,9 +222,10 @@ def _pieces(model: "LanguageModel", tokenizer: Tokenizer, prompt: list[int], how
 
 
 @torch.inference_mode()
-def _draws(model: "LanguageModel", logits: Tensor, state: "State", how: Decoding) -> Iterator[list[int]]:
-    """Yields a token for every text, `how.tokens` times."""
-    unk = tokenizer_of(model).unk_id
+def _draws(model: "LanguageModel", logits: Tensor, state: "State", how: Decoding) -> Iterator[list[int | None]]:
+    """Yields a token for every text, `how.tokens` times or until all have come to `how.stop`; None for one that has."""
+    unk, stop = tokenizer_of(model).unk_id, _stop_id(tokenizer_of(model), how)
+    stopped = [False] * len(logits)
     generator = None if how.seed is None else torch.Generator(model.device).manual_seed(how.seed)
     token = None
     for _ in range(how.tokens):
@@ -214,7 +235,11 @@ def _draws(model: "LanguageModel", logits: Tensor, state: "State", how: Decoding
         if unk is not None:
             logits[:, unk] = -torch.inf
         token = _draw(logits, how, generator)
-        yield token.tolist()
+        tokens = token.tolist()
+        stopped = [before or one == stop for before, one in zip(stopped, tokens, strict=True)]
+        if all(stopped):
+            return
+        yield [None if ended else one for ended, one in zip(stopped, tokens, strict=True)]
 
 
 def _draw(logits: Tensor, how: Decoding, generator: torch.Generator | None) -> Tensor:

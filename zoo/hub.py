@@ -88,8 +88,9 @@ def names(pretrained: bool = False) -> list[str]:
 def find(name: str | Path, revision: str | None = None) -> Found:
     """A model by an existing folder, a name, or a Hub repository (`owner/name`, at `revision`).
 
-    A name is looked up in `$ZOO_CHECKPOINTS`, `./checkpoints`, the checkout's `checkpoints` (of an installed package, its recipes), and among the
-    published ones, which come from the Hub at their pinned commit. Raises `UserError` where there is none.
+    A name is looked up in `$ZOO_CHECKPOINTS`, `./checkpoints`, the checkout's `checkpoints` or an installed package's
+    recipes, and among the published ones, which come from the Hub at their pinned commit. Raises `UserError` where there is
+    none.
     """
     check_type("name", name, str, Path)
     name = str(name)

@@ -96,7 +96,10 @@ class Totals:
     @property
     def perplexity(self) -> float:
         """Per token: exp(total / number of tokens)."""
-        return math.exp(self.total / self.predictions)
+        try:
+            return math.exp(self.total / self.predictions)
+        except OverflowError:
+            return math.inf
 
     @property
     def bits_per_token(self) -> float:

@@ -209,10 +209,7 @@ class LabelledTexts(Examples[Labelled]):
         return self.take(np.array_split(self._batches[index], self._world_size)[self._rank])
 
     def take(self, examples: npt.NDArray[np.int64]) -> Labelled:
-        texts = [torch.from_numpy(self._texts[example].astype(np.int64)) for example in examples]
-        lengths = torch.tensor([len(text) for text in texts], dtype=torch.long)
-        tokens = torch.nn.utils.rnn.pad_sequence(texts) if texts else torch.empty(0, 0, dtype=torch.long)
-        return Texts(tokens, lengths), torch.from_numpy(self._labels[examples])
+        return Texts.of([self._texts[example] for example in examples]), torch.from_numpy(self._labels[examples])
 
 
 class _Rows:

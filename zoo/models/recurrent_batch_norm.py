@@ -57,12 +57,12 @@ class RecurrentBatchNormLanguageModel(OneHotLanguageModel):
 
     def encode(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """The state holds, beside the layer's, how many steps of the text went before; in training none goes before."""
-        if self.training and state is not None:
+        if self.layer.training and state is not None:
             raise UserError(
                 "batching is 'stream'; batch norm's statistics belong to the steps from a text's beginning on: set "
                 "batching to 'pieces'"
             )
-        if self.training:
+        if self.layer.training:
             _check_steps(self.layer, len(tokens))
         layers, step = (None, 0) if state is None else state
         hidden, layers = self.layer(self.vectors(tokens), layers, first_step=step)

@@ -48,16 +48,16 @@ class TemporalActivationRegularisation(Penalty):
 
         beta * mean of (h(t+1, b, k) - h(t, b, k))**2        0 for one step
 
-    Takes the last layer's output as it comes, before dropout. Merity, McCann and Socher 2017, arXiv 1708.01009.
-    Raises `ValueError` for a beta that is negative or not finite.
+    With `batch_first` activations are (B, T, H). Takes the last layer's output as it comes, before dropout. Merity, McCann
+    and Socher 2017, arXiv 1708.01009. Raises `ValueError` for a beta that is negative or not finite.
     """
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float, batch_first: bool = False) -> None:
         super().__init__()
-        self.beta = coefficient("beta", beta)
+        self.beta, self.batch_first = coefficient("beta", beta), batch_first
 
     def forward(self, activations: Tensor) -> Tensor:
-        return self.beta * _mean_square(activations.diff(dim=0))
+        return self.beta * _mean_square(activations.diff(dim=int(self.batch_first)))
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}"
@@ -68,22 +68,22 @@ class NormStabiliser(Penalty):
 
         beta * mean over b and t = 2..T of (||h(t, b)|| - ||h(t-1, b)||)**2        0 for one step
 
-    Takes hidden states or cell states; the step from h(0) is not counted. Krueger and Memisevic 2016, "Regularizing RNNs by
-    stabilizing activations", arXiv 1511.08400. The code of Krueger et al. 2017, arXiv 1606.01305, divides the T - 1 changes
-    by T: for its 99 steps its beta of 50 is 49.5 here. The gradient of a norm at the zero vector is taken as 0. Raises
-    `ValueError` for a beta that is negative or not finite.
+    With `batch_first` activations are (B, T, H). Takes hidden states or cell states; the step from h(0) is not counted.
+    Krueger and Memisevic 2016, "Regularizing RNNs by stabilizing activations", arXiv 1511.08400. The code of Krueger et al.
+    2017, arXiv 1606.01305, divides the T - 1 changes by T: for its 99 steps its beta of 50 is 49.5 here. The gradient of a
+    norm at the zero vector is taken as 0. Raises `ValueError` for a beta that is negative or not finite.
     """
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float, batch_first: bool = False) -> None:
         super().__init__()
-        self.beta = coefficient("beta", beta)
+        self.beta, self.batch_first = coefficient("beta", beta), batch_first
 
     def forward(self, activations: Tensor) -> Tensor:
-        return self.beta * _mean_square(vector_norm(activations, dim=-1).diff(dim=0))
+        return self.beta * _mean_square(vector_norm(activations, dim=-1).diff(dim=int(self.batch_first)))
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}"
 
 
 def _mean_square(changes: Tensor) -> Tensor:
-    return changes.square().mean() if len(changes) else changes.sum()
+    return changes.square().mean() if changes.numel() else changes.sum()

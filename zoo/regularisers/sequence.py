@@ -42,20 +42,21 @@ class LockedDropout(SequenceRegulariser):
 
         y(t) = m / (1 - p) * x(t)        m ~ Bernoulli(1 - p), (1, B, D)
 
-    Put on the vertical connections; `StateDropout` is its like on h(t-1). Evaluation is the identity. Gal and Ghahramani
-    2016, "A theoretically grounded application of dropout in recurrent neural networks", arXiv 1512.05287, section 4 (the
-    mask z_x), where it is called variational; locked in Merity et al. 2018, arXiv 1708.02182, section 4.2. Raises
-    `ValueError` for p outside [0, 1).
+    With `batch_first` sequences are (B, T, D). Put on the vertical connections; `StateDropout` is its like on h(t-1).
+    Evaluation is the identity. Gal and Ghahramani 2016, "A theoretically grounded application of dropout in recurrent neural
+    networks", arXiv 1512.05287, section 4 (the mask z_x), where it is called variational; locked in Merity et al. 2018,
+    arXiv 1708.02182, section 4.2. Raises `ValueError` for p outside [0, 1).
     """
 
     probabilities = ("p",)
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, batch_first: bool = False) -> None:
         super().__init__()
-        self.p = dropout_probability("p", p)
+        self.p, self.batch_first = dropout_probability("p", p), batch_first
 
     def forward(self, sequence: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return sequence
-        mask = inverted_mask(self.p, 1, *sequence.shape[1:], dtype=sequence.dtype, device=sequence.device)
-        return sequence * mask
+        shape = [*sequence.shape]
+        shape[1 if self.batch_first else 0] = 1
+        return sequence * inverted_mask(self.p, *shape, dtype=sequence.dtype, device=sequence.device)

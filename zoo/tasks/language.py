@@ -154,12 +154,13 @@ class LanguageModel(Task):
         top_p: float | None = None,
         beams: int | None = None,
         seed: int | None = None,
+        stop: str | None = None,
     ) -> Prompt:
         """A text continued by `tokens` tokens, or each of a list of texts (`zoo.generate.Decoding` says how).
 
         A text of a list goes on as it does alone, but for rounding: sums of products run in another order in a batch.
         """
-        how = Decoding(tokens, temperature, top_k, top_p, beams, seed)
+        how = Decoding(tokens, temperature, top_k, top_p, beams, seed, stop)
         return generate(self, [prompt], how)[0] if isinstance(prompt, str) else generate(self, prompt, how)
 
     def stream(
@@ -172,9 +173,10 @@ class LanguageModel(Task):
         top_p: float | None = None,
         beams: int | None = None,
         seed: int | None = None,
+        stop: str | None = None,
     ) -> Iterator[str]:
         """The text of `generate` in pieces, as they come: the prompt, then token by token."""
-        return stream(self, prompt, Decoding(tokens, temperature, top_k, top_p, beams, seed))
+        return stream(self, prompt, Decoding(tokens, temperature, top_k, top_p, beams, seed, stop))
 
     def start(self, prompt: str | list[str] = "") -> tuple[Tensor, State]:
         """Reads a text, or several -> logits of the token after each (B, vocab_size), and the state for `step`.
