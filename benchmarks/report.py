@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from zoo.provenance import hardware
+from zoo.provenance import commit, hardware
 
 
 def write(
@@ -22,7 +22,8 @@ def write(
     lines = "\n".join("| " + " | ".join(row) + " |" for row in table)
     count = torch.get_num_threads()
     threads = f"{count} thread{'s' if count > 1 else ''}"
-    where = f"{datetime.date.today()}; {hardware(device or torch.device('cpu'))}; {threads}; torch {torch.__version__}."
+    machine = hardware(device or torch.device("cpu"))
+    where = f"{datetime.date.today()}; {machine}; {threads}; torch {torch.__version__}; commit {commit()[:9]}."
     path = Path(script)
     name = path.stem if device is None or device.type == "cpu" else f"{path.stem}_{device.type}"
     picture = f"\n\n![{title}]({name}.png)" if path.with_name(f"{name}.png").exists() else ""

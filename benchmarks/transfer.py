@@ -22,6 +22,7 @@ from zoo.runs import hush, last_checkpoints
 NAME = "zaremba-small-ptb"
 VOCABULARY, EPOCHS = 10_000, 3
 REVIEWS, LABEL = "local/movie_ratings", "label3"
+"""Pang and Lee's scale data v1.0 (www.cs.cornell.edu/people/pabo/movie-review-data): a table with this column and `text`."""
 MAX_TOKENS, CLASSIFIER_EPOCHS = 400, 8
 COLUMNS = ("task", "begins with", "metric", "before", "validation", "test", "epochs", "seconds", "hardware")
 

@@ -26,7 +26,9 @@ def test_the_table_has_every_model_and_begins_with_those_that_have_weights():
         assert row.endswith("| yes |" if bundle.has_weights(folder) else "| not yet |")
         described = card.read(folder).card
         published = card.as_published(described.published.get("test"))
-        assert f"| [{published}](https" in row if published and described.arxiv else f"| {published} |" in row
+        page = described.source_link or described.arxiv
+        assert f"| [{published}](http" in row if published and page else f"| {published} |" in row
+        assert (row in readme.partition("<details>")[0]) == bundle.has_weights(folder)
 
 
 def test_what_is_rendered_is_read_back(tmp_path):

@@ -54,7 +54,9 @@ _KINDS = {
         ("image-classification", "sequential-mnist"),
         "image-classification",
         "Sequence classification",
-        "probabilities = model.classify(pixels)  # (T, B, 1), in the order of the recipe's data -> (B, 10)",
+        "images = zoo.datamodules.SequentialMNIST(ORDER).test_dataloader()  # ORDER: as in config.yaml\n"
+        "pixels, labels = next(iter(images))  # (784, B, 1), (B,)\n"
+        "print(model.classify(pixels).argmax(-1), labels)",
     ),
     "exact_match": Kind(
         ("sequence-to-sequence", "addition"),
@@ -101,7 +103,10 @@ class Card:
     """The paper's numbers, by split."""
 
     source: str = ""
-    """Where in the paper they stand."""
+    """Where in the paper they stand, or where else."""
+
+    source_link: str = ""
+    """The page that has them, where that is not the paper."""
 
     goes_on_from: str = ""
     """The recipe whose finished model this one begins with."""
@@ -324,7 +329,7 @@ def _numbers(model: str, card: Card, measured: Measured | None) -> str:
     ours = {result.split: result for result in measured.results} if measured else {}
     metric = measured.metric if measured else card.metric
     decimals = 3 if metric.startswith("bits") else 2
-    columns = ("paper", "this file", "difference", "predictions") if measured else ("paper",)
+    columns = ("published", "this file", "difference", "predictions") if measured else ("published",)
     rows = [f"| {metric} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for split in ("validation", "test"):
         paper, here = card.published.get(split), ours.get(split)
@@ -338,7 +343,8 @@ def _numbers(model: str, card: Card, measured: Measured | None) -> str:
         rows.append(f"| {split} | {' | '.join(cells[: len(columns)])} |")
     lines = ["\n".join(rows)]
     if card.source:
-        lines.append(f"The paper's numbers: {card.source}.")
+        link = f", [{card.source_link.split('://')[-1]}]({card.source_link})" if card.source_link else ""
+        lines.append(f"The published numbers: {card.source}{link}.")
     if measured and measured.results:
         lines.append(
             f"This file: measured on the stored float16 weights, {measured.protocol}. "
@@ -353,11 +359,13 @@ def _evaluations(model: str, measured: Measured) -> str:
     for each in measured.evaluations:
         values = {result.split: result.value for result in each.results}
         rows.append(f"| {each.title} | {number(values.get('validation'))} | {number(values.get('test'))} |")
-        commands.append(f"python cli.py test {model} {each.options}")
+        if each.repeatable:
+            commands.append(f"python cli.py test {model} {each.options}")
     chosen = any("--evaluation" in each.options for each in measured.evaluations)
     text = "The constants were chosen on the validation text alone." if chosen else ""
     notes = "\n".join(f"- {each.title}: {each.note}" for each in measured.evaluations if each.note)
-    return "\n\n".join(filter(None, ["\n".join(rows), text, notes, "```\n" + "\n".join(commands) + "\n```"]))
+    repeated = "```\n" + "\n".join(commands) + "\n```" if commands else ""
+    return "\n\n".join(filter(None, ["\n".join(rows), text, notes, repeated]))
 
 
 def _use(model: str, kind: Kind, weights: bool, again: str) -> str:
@@ -380,19 +388,22 @@ def as_published(value: float | None) -> str:
 
 
 def table(entries: Iterable[Entry]) -> str:
-    """The table of models in Markdown, those with weights first."""
-    rows = [
-        "| model | what it is | metric (test) | paper | ours | weights |",
-        "|---|---|---|---|---|---|",
-    ]
-    for entry in sorted(entries, key=lambda entry: not entry.weights):
-        link = f"[{entry.name}](checkpoints/{entry.name})"
-        paper = as_published(entry.card.published.get("test"))
-        paper = f"[{paper}]({ARXIV}{entry.card.arxiv})" if paper and entry.card.arxiv else paper
-        weights = "yes" if entry.weights else "not yet"
-        metric = entry.card.metric
-        rows.append(f"| {link} | {entry.card.title} | {metric} | {paper} | {number(entry.ours())} | {weights} |")
-    return "\n".join(rows)
+    """The table of models in Markdown, those without weights in one of their own that a reader opens."""
+    lines = ["| model | what it is | metric (test) | published | ours | weights |", "|---|---|---|---|---|---|"]
+    entries = sorted(entries, key=lambda entry: not entry.weights)
+    untrained = [_row(entry) for entry in entries if not entry.weights]
+    summary = f"<details><summary>{len(untrained)} recipes whose weights are not trained yet</summary>"
+    trained = [_row(entry) for entry in entries if entry.weights]
+    return "\n".join([*lines, *trained, "", summary, "", *lines, *untrained, "", "</details>"])
+
+
+def _row(entry: Entry) -> str:
+    link = f"[{entry.name}](checkpoints/{entry.name})"
+    published = as_published(entry.card.published.get("test"))
+    page = entry.card.source_link or (f"{ARXIV}{entry.card.arxiv}" if entry.card.arxiv else "")
+    published = f"[{published}]({page})" if published and page else published
+    weights = "yes" if entry.weights else "not yet"
+    return f"| {link} | {entry.card.title} | {entry.card.metric} | {published} | {number(entry.ours())} | {weights} |"
 
 
 def training_times(entries: Iterable[Entry]) -> str:

@@ -242,8 +242,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepare_memory() -> None:
-    """Memory new from the system is cleared first, in up to a fifth of an update's time: so ours comes in huge pages,
-    and what is freed is kept for the next update."""
+    """Memory new from the system is cleared first, which takes time: so ours comes in huge pages, and what is freed is kept
+    for the next update."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch
     keep = (
         getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -14,8 +14,8 @@ from zoo.tokenizer import UNK
 
 NAME = "zaremba-small-ptb"
 SENTENCES = (
-    "The company said it expects to report a loss for the third quarter.",
-    "The company said it expects to report a banana for the third quarter.",
+    "Shares of the airline fell after the union refused to vote on the new contract.",
+    "Shares of the banana fell after the union refused to vote on the new contract.",
     "Colorless green ideas sleep furiously.",
 )
 PROMPT = "the president of the company"
