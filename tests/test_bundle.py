@@ -24,6 +24,14 @@ model:
 """
 
 
+class OwnModel(Zaremba):
+    """What a user writes."""
+
+
+class NotOurs(torch.nn.Module):
+    """What has nothing to do with the zoo."""
+
+
 def make(folder: Path, recipe: str = RECIPE, seed: int = 0) -> Zaremba:
     torch.manual_seed(seed)
     model = Zaremba(5, hidden_size=6)
@@ -72,6 +80,21 @@ def test_what_is_written_is_what_is_loaded(tmp_path):
 def model_score(model, tokenizer):
     model.tokenizer = tokenizer
     return model.score("a b c").nats
+
+
+def test_a_class_of_ones_own_is_loaded_where_it_is_imported(tmp_path):
+    make(tmp_path / "model", RECIPE.replace("zoo.models.Zaremba", f"{__name__}.OwnModel"))
+    assert type(zoo.load(tmp_path / "model")) is OwnModel
+    code = f"import zoo; zoo.load({str(tmp_path / 'model')!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert f"names '{__name__}.OwnModel'; it may name classes of zoo alone" in done.stderr
+
+
+@pytest.mark.parametrize("name", [f"{__name__}.NotOurs", f"{__name__}.make", "subprocess.Popen", "torch.nn.LSTM"])
+def test_what_does_not_extend_ours_is_refused_though_imported(tmp_path, name):
+    make(tmp_path / "model", RECIPE.replace("zoo.models.Zaremba", name))
+    with pytest.raises(UserError, match="it may name classes of zoo alone"):
+        zoo.load(tmp_path / "model")
 
 
 def test_the_sums_are_those_of_sha256sum(folder):

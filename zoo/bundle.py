@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from importlib import import_module
@@ -39,8 +40,9 @@ _NO_OPTION = re.compile(r"class_path '([\w.]+)':\s*(?:- )?Option '(\w+)' is not 
 def read_recipe(folder: Path) -> dict[str, Any]:
     """What of the recipe may run wherever the folder comes from.
 
-    The model, of classes of `zoo` alone; the data, of `zoo.datamodules` alone; of the trainer its numbers, switches and
-    precision; seed and card. Raises `UserError` where the recipe names another class.
+    The model, of classes of `zoo`; the data, of `zoo.datamodules`; either of what extends these in modules imported before;
+    of the trainer its numbers, switches and precision; seed and card. Raises `UserError` where the recipe names another
+    class.
     """
     recipe = _read(folder)
     trainer = recipe.get("trainer") or {}
@@ -68,13 +70,24 @@ def _check_class(section: Any, package: str, file: Path) -> None:
     """`section` must be a class of `package` with its arguments, in full: a mere name may stand for a file or a class."""
     if not isinstance(section, Mapping) or not section.keys() <= {"class_path", "init_args"}:
         raise UserError(f"{file}: expected class_path and init_args alone, found {section!r}")
-    if not str(section["class_path"]).startswith(f"{package}."):
-        raise UserError(f"{file} names {section['class_path']!r}; it may name classes of {package} alone")
+    path = str(section["class_path"])
+    if not path.startswith(f"{package}.") and not _extends_ours(path):
+        raise UserError(
+            f"{file} names {path!r}; it may name classes of {package} alone, and such as extend one of ours, of a module "
+            "that the program has imported before"
+        )
     _check_is_class(section["class_path"], file)
     for name, value in (section.get("init_args") or {}).items():
         if name in ("device", "dtype") and value is not None:
             raise UserError(f"{file} sets {name} of {section['class_path']}; where a model runs is no part of a recipe")
         _check_value(value, package, file)
+
+
+def _extends_ours(path: str) -> bool:
+    """Whether a class that is imported already, and so is trusted, extends one of this package."""
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return isinstance(found, type) and any(base.__module__.startswith("zoo.") for base in found.__mro__)
 
 
 def _check_is_class(path: str, file: Path) -> None:
@@ -101,8 +114,8 @@ def _check_value(value: Any, package: str, file: Path) -> None:
 def build(folder: Path) -> Task:
     """The recipe's model with fresh weights.
 
-    Reads the `model` section alone. Raises `UserError` for a class outside this package, or an argument that the class
-    does not take.
+    Reads the `model` section alone. Raises `UserError` for a class outside this package, but for one that extends a class of
+    it in a module imported before, or an argument that the class does not take.
     """
     file = folder / RECIPE
     model = instantiate(_read(folder)["model"], file)
