@@ -15,7 +15,7 @@ CURVES = Curves(
         "zoneout-rbn-pmnist",
     ),
     metric=Accuracy,
-    epochs=(1, 2, 5, 10, 20, 50, 100, 150),
+    epochs=(1, 2, 5, 10, 20, 50, 100, 150, 200),
     limits=(30, 100),
     digits=1,
     notes="""\

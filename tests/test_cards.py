@@ -112,8 +112,11 @@ def test_a_card_of_another_make_is_named(tmp_path):
         card.read(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_the_readmes_python_runs_and_uses_the_public_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_text").mkdir()
+    (tmp_path / "my_text" / "tale.txt").write_text("once upon a time there was a bank\n" * 300)
     (tmp_path / "reviews").mkdir()
     for seed, split in enumerate(("train", "validation", "test")):
         reviews = [{"text": f"{sentence} .", "stars": len(sentence) % 2} for sentence in sentences(40, seed)]

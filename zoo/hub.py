@@ -137,7 +137,8 @@ def load(name: str | Path, revision: str | None = None) -> "Task":
     repository.
 
     Only safetensors are opened, only classes of this package, or of modules imported before that extend them, are built, and
-    every file is verified by its sha256. Raises `UserError` for an unknown name, a recipe without weights, or a folder that is incomplete, changed or inconsistent.
+    every file is verified by its sha256. Raises `UserError` for an unknown name, a recipe without weights, or a folder that
+    is incomplete, changed or inconsistent.
     """
     from zoo import bundle
 
