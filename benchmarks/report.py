@@ -1,12 +1,17 @@
 """What every benchmark writes: a table with the date, the hardware and the versions it was measured on."""
 
 import datetime
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from zoo.provenance import commit, hardware
+
+
+def _short(commit: str) -> str:
+    return re.sub(r"\b([0-9a-f]{9})[0-9a-f]{31}\b", r"\1", commit)
 
 
 def write(
@@ -23,7 +28,7 @@ def write(
     count = torch.get_num_threads()
     threads = f"{count} thread{'s' if count > 1 else ''}"
     machine = hardware(device or torch.device("cpu"))
-    where = f"{datetime.date.today()}; {machine}; {threads}; torch {torch.__version__}; commit {commit()[:9]}."
+    where = f"{datetime.date.today()}; {machine}; {threads}; torch {torch.__version__}; commit {_short(commit())}."
     path = Path(script)
     name = path.stem if device is None or device.type == "cpu" else f"{path.stem}_{device.type}"
     picture = f"\n\n![{title}]({name}.png)" if path.with_name(f"{name}.png").exists() else ""

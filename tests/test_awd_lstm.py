@@ -11,7 +11,8 @@ from zoo.errors import UserError
 from zoo.layers import GRU, LSTM
 from zoo.metrics import token_nll
 from zoo.models import AWDLSTM, RecurrentLanguageModel
-from zoo.optim import NonMonotonicSGD
+from zoo.optim import NonMonotonicSGD, StepAdam
+from zoo.regularisers import LockedDropout, TemporalActivationRegularisation
 
 TOKENS = torch.randint(30, (11, 5), generator=torch.Generator().manual_seed(0))
 
@@ -257,6 +258,18 @@ def test_dropout_is_where_the_authors_have_it():
         hidden, _ = plain(hidden)
     torch.testing.assert_close(run.hidden, hidden)
     torch.testing.assert_close(run.dropped, hidden * masks[3])
+
+
+@pytest.mark.parametrize(
+    "slot",
+    [
+        {"input_dropout": LockedDropout(0.5, batch_first=True)},
+        {"penalties": [TemporalActivationRegularisation(1.0, batch_first=True)]},
+    ],
+)
+def test_what_goes_along_the_wrong_axis_is_refused(slot):
+    with pytest.raises(UserError, match=r"batch_first=True\) does not fit a model that reads time first"):
+        RecurrentLanguageModel(9, 6, [LSTM(6, 6)], StepAdam(1e-3), **slot)
 
 
 @pytest.mark.parametrize(

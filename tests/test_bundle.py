@@ -97,6 +97,12 @@ def test_what_does_not_extend_ours_is_refused_though_imported(tmp_path, name):
         zoo.load(tmp_path / "model")
 
 
+def test_the_data_of_ones_own_is_refused_though_imported(tmp_path):
+    make(tmp_path / "model", RECIPE + f"data: {{class_path: {__name__}.OwnModel}}\n")
+    with pytest.raises(UserError, match=r"it may name classes of zoo\.datamodules alone$"):
+        bundle.read_recipe(tmp_path / "model")
+
+
 def test_the_sums_are_those_of_sha256sum(folder):
     done = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

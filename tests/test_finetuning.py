@@ -83,6 +83,13 @@ def same(one, other):
 
 
 class TestLanguageModel:
+    def test_its_precision_is_that_of_the_training(self, here):
+        tune(precision="bf16-mixed", epochs=1)
+        assert card.read(Path("out")).measured.training["precision"] == "bf16-mixed"
+        assert "precision: bf16-mixed" in Path("out/config.yaml").read_text()
+        with pytest.raises(UserError, match="precision is"):
+            tune(precision="half")
+
     def test_the_command_leaves_a_bundle_that_says_what_it_did(self, here, capsys):
         main(["finetune", "words", "--corpus", "mine.txt", "--output", "out", "--epochs=3", "--batch_size=4", "--bptt=9",
               "--min_count=1", "--progress=false"])  # fmt: skip

@@ -68,6 +68,21 @@ def nats(folder):
     return zoo.load(str(folder)).score("a b c").nats
 
 
+def test_a_recipe_alone_gives_way_to_the_published_weights(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    make(tmp_path / "here" / "tiny")
+    (tmp_path / "here" / "tiny" / "model.safetensors").unlink()
+    (tmp_path / "here" / "tiny" / "SHA256SUMS").unlink()
+    make(tmp_path / "hub")
+    monkeypatch.setenv("ZOO_CHECKPOINTS", str(tmp_path / "here"))
+    assert "tiny" not in hub.names(pretrained=True)
+    monkeypatch.setitem(hub.PUBLISHED, "tiny", ("me/tiny", "0" * 40))
+    monkeypatch.setattr(hub, "_download", lambda repository, revision: tmp_path / "hub")
+    assert "tiny" in hub.names(pretrained=True)
+    assert hub.find("tiny") == hub.Found("tiny", tmp_path / "hub", "me/tiny")
+    assert zoo.load("tiny").score("a b").predictions == 3
+
+
 def make_published(folder, seed=0, **facts):
     """A small bundle with all that `publish` asks for."""
     make(folder, recipe=RECIPE + "card: {license: mit, arxiv: '1409.2329'}\n", seed=seed)

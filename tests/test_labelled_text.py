@@ -234,6 +234,9 @@ def test_many_texts_are_classified_as_each_of_them_alone(monkeypatch):
     assert [each["0"] for each in together] == pytest.approx([model.classify(text)["0"] for text in texts], rel=1e-5)
     assert together[0] == together[5] != together[4]
     assert model.classify([]) == []
+    model.tokenizer = Tokenizer.characters([*"abcdefg"])
+    with pytest.raises(UserError, match="a text has no tokens"):
+        model.classify(["a", ""])
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

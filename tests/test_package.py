@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from zoo import demo
 
 
-def test_the_wheel_has_both_packages_and_the_command(tmp_path):
+def test_the_wheel_has_the_package_the_recipes_and_the_command(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -29,6 +29,7 @@ def test_the_wheel_has_both_packages_and_the_command(tmp_path):
         archive.extractall(tmp_path / "site")
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"zoo"}
     assert "zoo/datamodules/tiny_shakespeare.txt" in names
+    assert {name.split("/")[-1] for name in names if name.startswith("zoo/checkpoints/")} == {"config.yaml"}
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "recurrent-zoo = zoo.cli:main" in (tmp_path / "site" / entry_points).read_text()
 

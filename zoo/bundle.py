@@ -40,9 +40,9 @@ _NO_OPTION = re.compile(r"class_path '([\w.]+)':\s*(?:- )?Option '(\w+)' is not 
 def read_recipe(folder: Path) -> dict[str, Any]:
     """What of the recipe may run wherever the folder comes from.
 
-    The model, of classes of `zoo`; the data, of `zoo.datamodules`; either of what extends these in modules imported before;
-    of the trainer its numbers, switches and precision; seed and card. Raises `UserError` where the recipe names another
-    class.
+    The model, of classes of `zoo` and of such as extend them in modules imported before; the data, of `zoo.datamodules`
+    alone; of the trainer its numbers, switches and precision; seed and card. Raises `UserError` where the recipe names
+    another class.
     """
     recipe = _read(folder)
     trainer = recipe.get("trainer") or {}
@@ -71,11 +71,9 @@ def _check_class(section: Any, package: str, file: Path) -> None:
     if not isinstance(section, Mapping) or not section.keys() <= {"class_path", "init_args"}:
         raise UserError(f"{file}: expected class_path and init_args alone, found {section!r}")
     path = str(section["class_path"])
-    if not path.startswith(f"{package}.") and not _extends_ours(path):
-        raise UserError(
-            f"{file} names {path!r}; it may name classes of {package} alone, and such as extend one of ours, of a module "
-            "that the program has imported before"
-        )
+    if not path.startswith(f"{package}.") and not (package == "zoo" and _extends_ours(path)):
+        ours = " and, of modules imported before, such as extend them" if package == "zoo" else ""
+        raise UserError(f"{file} names {path!r}; it may name classes of {package} alone{ours}")
     _check_is_class(section["class_path"], file)
     for name, value in (section.get("init_args") or {}).items():
         if name in ("device", "dtype") and value is not None:
@@ -86,7 +84,7 @@ def _check_class(section: Any, package: str, file: Path) -> None:
 def _extends_ours(path: str) -> bool:
     """Whether a class that is imported already, and so is trusted, extends one of this package."""
     module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
     return isinstance(found, type) and any(base.__module__.startswith("zoo.") for base in found.__mro__)
 
 
@@ -183,8 +181,8 @@ def verify(folder: Path) -> None:
     file = folder / SUMS
     if not has_weights(folder) and not file.exists() and (folder / RECIPE).exists():
         raise UserError(
-            f"{folder.name} is a recipe without weights: train it with 'python cli.py fit {folder}', or take it with "
-            "fresh weights, zoo.build"
+            f"{folder.name} is a recipe without weights: train it with 'python cli.py fit {folder}', take it with fresh "
+            "weights, zoo.build, or name a folder of trained models in $ZOO_CHECKPOINTS"
         )
     if not file.exists():
         raise UserError(f"{folder} is incomplete: {SUMS} is missing")

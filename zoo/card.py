@@ -32,7 +32,7 @@ class Kind:
 
     task: str
     use: str
-    """Lines of Python with a loaded `model`."""
+    """Lines of Python with a loaded `model`, which was called NAME."""
 
 
 _TEXT = Kind(
@@ -54,8 +54,9 @@ _KINDS = {
         ("image-classification", "sequential-mnist"),
         "image-classification",
         "Sequence classification",
-        "images = zoo.datamodules.SequentialMNIST(ORDER).test_dataloader()  # ORDER: as in config.yaml\n"
-        "pixels, labels = next(iter(images))  # (784, B, 1), (B,)\n"
+        'recipe = zoo.bundle.read_recipe(zoo.hub.find("NAME").folder)\n'
+        'data = zoo.datamodules.SequentialMNIST(**recipe["data"]["init_args"])\n'
+        "pixels, labels = next(iter(data.test_dataloader()))  # (T, B, 1), (B,)\n"
         "print(model.classify(pixels).argmax(-1), labels)",
     ),
     "exact_match": Kind(
@@ -85,7 +86,7 @@ def _metric_name(metric: str) -> str:
 
 @dataclass
 class Card:
-    """The `card` section of a recipe: what the paper reports, and what was chosen where sources differ."""
+    """The `card` section of a recipe: what was published, and what was chosen where sources differ."""
 
     title: str = ""
     """What the model is, in a few words."""
@@ -100,7 +101,7 @@ class Card:
     """What the numbers are, with their unit."""
 
     published: dict[str, float] = field(default_factory=dict)
-    """The paper's numbers, by split."""
+    """The numbers to compare with, by split."""
 
     source: str = ""
     """Where in the paper they stand, or where else."""
@@ -343,8 +344,8 @@ def _numbers(model: str, card: Card, measured: Measured | None) -> str:
         rows.append(f"| {split} | {' | '.join(cells[: len(columns)])} |")
     lines = ["\n".join(rows)]
     if card.source:
-        link = f", [{card.source_link.split('://')[-1]}]({card.source_link})" if card.source_link else ""
-        lines.append(f"The published numbers: {card.source}{link}.")
+        page = f", [{card.source_link.split('://')[-1]}]({card.source_link})" if card.source_link else ""
+        lines.append(f"The published numbers{page}: {card.source}.")
     if measured and measured.results:
         lines.append(
             f"This file: measured on the stored float16 weights, {measured.protocol}. "
@@ -372,7 +373,7 @@ def _use(model: str, kind: Kind, weights: bool, again: str) -> str:
     if not weights:
         return f"```\n{again}\n```"
     return (
-        f'```python\nimport zoo\n\nmodel = zoo.load("{model}")\n{kind.use}\n```\n\n'
+        f'```python\nimport zoo\n\nmodel = zoo.load("{model}")\n{kind.use.replace("NAME", model)}\n```\n\n'
         f"```\npython cli.py test {model}\n{again}\n```"
     )
 
@@ -383,7 +384,7 @@ def number(value: float | None) -> str:
 
 
 def as_published(value: float | None) -> str:
-    """One of a paper's numbers as it stands there, or nothing."""
+    """A published number as it stands there, or nothing."""
     return "" if value is None else f"{value:g}"
 
 

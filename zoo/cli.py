@@ -34,16 +34,16 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 
 
 def list_models() -> None:
-    """The models at hand: the paper's test number, ours, and whether there are weights."""
-    rows = [("model", "metric (test)", "paper", "ours", "weights")]
+    """The models at hand: the published test number, ours, and whether there are weights."""
+    rows = [("model", "metric (test)", "published", "ours", "weights")]
     for name, folder in hub.folders().items():
         try:
             entry = card.read(folder)
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr)
             continue
-        paper = card.as_published(entry.card.published.get("test"))
-        rows.append((name, entry.card.metric, paper, card.number(entry.ours()), "yes" if entry.weights else "no"))
+        published = card.as_published(entry.card.published.get("test"))
+        rows.append((name, entry.card.metric, published, card.number(entry.ours()), "yes" if entry.weights else "no"))
     rows += [(name, "", "", "", "on the Hub") for name in hub.PUBLISHED if name not in hub.folders()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

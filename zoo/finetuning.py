@@ -186,7 +186,7 @@ class _Fit:
         described = self._card(base, measured)
         recipe = {
             "seed_everything": self.seed,
-            "trainer": {"max_epochs": self.epochs, "gradient_clip_val": norm, "precision": self.precision},
+            "trainer": {"max_epochs": self.epochs, "gradient_clip_val": norm, "precision": trainer.precision},
             "model": section,
             "data": {"class_path": f"zoo.datamodules.{type(data).__name__}", "init_args": options},
             "card": {key: value for key, value in vars(described).items() if value},

@@ -72,11 +72,11 @@ def _path(name: str) -> Path:
 
 
 def folders() -> dict[str, Path]:
-    """The models on this machine by name, in alphabetical order."""
+    """The models on this machine by name, in alphabetical order; a recipe alone gives way to its published weights."""
     found: dict[str, Path] = {}
     for home in reversed(_homes()):
         found |= {file.parent.name: file.parent for file in home.glob(f"*/{RECIPE}")}
-    return dict(sorted(found.items()))
+    return {name: found[name] for name in sorted(found) if name not in PUBLISHED or has_weights(found[name])}
 
 
 def names(pretrained: bool = False) -> list[str]:

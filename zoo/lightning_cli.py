@@ -196,7 +196,9 @@ class ZooCLI(LightningCLI):
             raise UserError("fine-tuning ends by its validations, and trainer.limit_val_batches is 0: leave it out")
         if self.started_from is None:
             if self._get(self.config, "ckpt_path") is None:
-                raise UserError("fine-tuning goes on from a finished model: name it with --weights")
+                first = self._get(self.config, "card").goes_on_from
+                of = f", that of {first}" if first else ""
+                raise UserError(f"fine-tuning goes on from a finished model{of}: name it with --weights")
             return
         measured = card.read(self.started_from.folder).measured
         if measured is None or not measured.finished:

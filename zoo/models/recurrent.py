@@ -79,6 +79,7 @@ class RecurrentLanguageModel(LanguageModel):
         self.hidden_dropout = hidden_dropout or LockedDropout(0.0)
         self.output_dropout = output_dropout or LockedDropout(0.0)
         self.penalties.extend(penalties or [])
+        _check_time_first(self)
         if softmax == "own":
             self.softmax = nn.Linear(output_size, vocab_size)
         elif softmax == "tied":
@@ -145,6 +146,7 @@ class OneHotLanguageModel(LanguageModel):
             else NoisySoftmax(output_size, vocab_size, softmax_noise)
         )
         self.penalties.extend(penalties or [])
+        _check_time_first(self)
         matrix_ = _INITIALISERS[initialisation]
         initialise_(layer, matrix_)
         matrix_(self.softmax.weight)
@@ -235,6 +237,13 @@ def stack(
 ) -> list[Recurrent]:
     """Layers of one kind, each as wide as the next one's input, from the embedding on, with like biases and noise."""
     return [layer(*pair, bias=bias, state_noise=state_noise, weight_noise=weight_noise) for pair in pairwise(widths)]
+
+
+def _check_time_first(model: nn.Module) -> None:
+    """Raises `UserError` where a regulariser takes batches first."""
+    for module in model.modules():
+        if getattr(module, "batch_first", False):
+            raise UserError(f"{module} does not fit a model that reads time first: leave out batch_first")
 
 
 def _output_size(embedding_size: int, layers: Sequence[Recurrent]) -> int:

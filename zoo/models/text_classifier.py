@@ -96,6 +96,8 @@ class TextClassifier(SequenceClassifier):
         if self.tokenizer is None:
             raise UserError("this TextClassifier has no tokenizer: load a trained model (zoo.load)")
         read = [self.tokenizer.encode_document(text)[-self.max_tokens :] for text in texts]
+        if not all(map(len, read)):
+            raise UserError("a text has no tokens: leave it out")
         names = [self.name_of(label) for label in range(self.num_classes)]
         found: list[dict[str, float]] = [{}] * len(read)
         by_length = sorted(range(len(read)), key=lambda text: len(read[text]))

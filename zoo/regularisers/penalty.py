@@ -60,7 +60,7 @@ class TemporalActivationRegularisation(Penalty):
         return self.beta * _mean_square(activations.diff(dim=int(self.batch_first)))
 
     def extra_repr(self) -> str:
-        return f"beta={self.beta}"
+        return f"beta={self.beta}" + ", batch_first=True" * self.batch_first
 
 
 class NormStabiliser(Penalty):
@@ -82,7 +82,7 @@ class NormStabiliser(Penalty):
         return self.beta * _mean_square(vector_norm(activations, dim=-1).diff(dim=int(self.batch_first)))
 
     def extra_repr(self) -> str:
-        return f"beta={self.beta}"
+        return f"beta={self.beta}" + ", batch_first=True" * self.batch_first
 
 
 def _mean_square(changes: Tensor) -> Tensor:

@@ -60,3 +60,6 @@ class LockedDropout(SequenceRegulariser):
         shape = [*sequence.shape]
         shape[1 if self.batch_first else 0] = 1
         return sequence * inverted_mask(self.p, *shape, dtype=sequence.dtype, device=sequence.device)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ", batch_first=True" * self.batch_first
