@@ -15,7 +15,7 @@ from zoo.tokenizer import UNK
 NAME = "zaremba-small-ptb"
 SENTENCES = (
     "Shares of the airline fell after the union refused to vote on the new contract.",
-    "Shares of the banana fell after the union refused to vote on the new contract.",
+    "Shares of the piano fell after the union refused to vote on the new contract.",
     "Colorless green ideas sleep furiously.",
 )
 PROMPT = "the president of the company"
