@@ -74,7 +74,7 @@ def _check_class(section: Any, package: str, file: Path) -> None:
     if not path.startswith(f"{package}.") and not (package == "zoo" and _extends_ours(path)):
         ours = " and, of modules imported before, such as extend them" if package == "zoo" else ""
         raise UserError(f"{file} names {path!r}; it may name classes of {package} alone{ours}")
-    _check_is_class(section["class_path"], file)
+    _check_is_class(path, file)
     for name, value in (section.get("init_args") or {}).items():
         if name in ("device", "dtype") and value is not None:
             raise UserError(f"{file} sets {name} of {section['class_path']}; where a model runs is no part of a recipe")

@@ -333,10 +333,10 @@ def _numbers(model: str, card: Card, measured: Measured | None) -> str:
     columns = ("published", "this file", "difference", "predictions") if measured else ("published",)
     rows = [f"| {metric} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for split in ("validation", "test"):
-        paper, here = card.published.get(split), ours.get(split)
-        difference = f"{here.value - paper:+.{decimals}f}" if here and paper else ""
+        published, here = card.published.get(split), ours.get(split)
+        difference = f"{here.value - published:+.{decimals}f}" if here and published else ""
         cells = (
-            as_published(paper),
+            as_published(published),
             number(here.value if here else None),
             difference,
             f"{here.predictions:,}" if here else "",

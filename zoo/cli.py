@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
 
 from zoo import card, hub
 from zoo.errors import UserError, in_one_line
@@ -137,8 +137,15 @@ def generate(
         stop: End before this token, such as \\n, the end of the line.
         device: Where the model runs, such as cuda.
     """
-    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "beams": beams, "seed": seed}
-    how = {**drawn, "tokens": tokens, "stop": stop and stop.replace("\\n", "\n")}
+    how: dict[str, Any] = {
+        "tokens": tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "beams": beams,
+        "seed": seed,
+        "stop": stop and stop.replace("\\n", "\n"),
+    }
     if prompts_file is None:
         for piece in _language_model(name, device).stream(prompt, **how):
             print(piece, end="", flush=True)

@@ -49,7 +49,7 @@ class Decoding:
     top_p: float | None
     beams: int | None
     seed: int | None
-    stop: str | None = None
+    stop: str | None
 
     def __post_init__(self) -> None:
         check_type("tokens", self.tokens, int)
@@ -70,6 +70,8 @@ class Decoding:
             check_type("seed", self.seed, Integral)
             if not -(2**63) <= self.seed < 2**64:
                 raise UserError(f"seed is {self.seed}; it must be a number of 64 bits")
+        if self.stop is not None:
+            check_type("stop", self.stop, str)
         drawing = {"top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
         given = [name for name, value in drawing.items() if value is not None]
         given += ["temperature"] if self.temperature != 1 else []
@@ -82,18 +84,18 @@ class Decoding:
 def generate(model: "LanguageModel", prompts: Sequence[str], how: Decoding) -> list[str]:
     """Every prompt as the model reads it, continued; `<unk>` is never added."""
     tokenizer = tokenizer_of(model)
-    before = _encode_all(tokenizer, prompts)
-    _stop_id(tokenizer, how)
+    before, stop = _encode_all(tokenizer, prompts), _stop_id(tokenizer, how.stop)
+    after: list[list[int]] = []
     with evaluating(model):
-        after = [text for first in range(0, len(before), _ROWS) for text in _texts(model, before[first:][:_ROWS], how)]
+        for first in range(0, len(before), _ROWS):
+            after += _texts(model, before[first : first + _ROWS], how, stop)
     return [tokenizer.decode([*prompt, *text]) for prompt, text in zip(before, after, strict=True)]
 
 
 def stream(model: "LanguageModel", prompt: str, how: Decoding) -> Iterator[str]:
     """`generate`'s text for one prompt in pieces: the prompt, then each token as it comes, those of beams at the end."""
     tokenizer = tokenizer_of(model)
-    _stop_id(tokenizer, how)
-    return _pieces(model, tokenizer, _encode(tokenizer, prompt), how)
+    return _pieces(model, tokenizer, _encode(tokenizer, prompt), how, _stop_id(tokenizer, how.stop))
 
 
 @torch.no_grad()
@@ -158,14 +160,13 @@ def _encode(tokenizer: Tokenizer, prompt: str, name: str = "prompt") -> list[int
     return ids
 
 
-def _stop_id(tokenizer: Tokenizer, how: Decoding) -> int | None:
+def _stop_id(tokenizer: Tokenizer, stop: str | None) -> int | None:
     """The token to stop at; `UserError` where the text of `stop` is none."""
-    if how.stop is None:
+    if stop is None:
         return None
-    check_type("stop", how.stop, str)
-    ids: list[int] = tokenizer.encode(how.stop).tolist()
+    ids: list[int] = tokenizer.encode(stop).tolist()
     if len(ids) != 1 or ids[0] == tokenizer.unk_id:
-        raise UserError(f'stop is {how.stop!r}; one {tokenizer.level} that the model knows is expected, or "\\n"')
+        raise UserError(f'stop is {stop!r}; one {tokenizer.level} that the model knows is expected, or "\\n"')
     return ids[0]
 
 
@@ -183,17 +184,17 @@ def _read(model: "LanguageModel", prompt: list[int]) -> tuple[Tensor, "State"]:
 
 
 @torch.inference_mode()
-def _texts(model: "LanguageModel", prompts: list[list[int]], how: Decoding) -> list[list[int]]:
+def _texts(model: "LanguageModel", prompts: list[list[int]], how: Decoding, stop: int | None) -> list[list[int]]:
     """The tokens to add to each prompt; those whose states count alike go on together."""
     if how.beams is not None:
-        return [list(_tokens(model, prompt, how)) for prompt in prompts]
+        return [list(_tokens(model, prompt, how, stop)) for prompt in prompts]
     read = [_read(model, prompt) for prompt in prompts]
     together: dict[tuple[Any, ...], list[int]] = {}
     for row, (_, state) in enumerate(read):
         together.setdefault(_counts(state), []).append(row)
     texts: list[list[int]] = [[] for _ in prompts]
     for rows in together.values():
-        for tokens in _draws(model, *_side_by_side([read[row] for row in rows]), how):
+        for tokens in _draws(model, *_side_by_side([read[row] for row in rows]), how, stop):
             for row, token in zip(rows, tokens, strict=True):
                 if token is not None:
                     texts[row].append(token)
@@ -201,30 +202,34 @@ def _texts(model: "LanguageModel", prompts: list[list[int]], how: Decoding) -> l
 
 
 @torch.inference_mode()
-def _tokens(model: "LanguageModel", prompt: list[int], how: Decoding) -> Iterator[int]:
+def _tokens(model: "LanguageModel", prompt: list[int], how: Decoding, stop: int | None) -> Iterator[int]:
     """The tokens to add to one prompt, as they come."""
     logits, state = _read(model, prompt)
     if how.beams is not None:
         yield from _search(model, logits, state, how.tokens, how.beams)
     else:
-        for (token,) in _draws(model, logits, state, how):
+        for (token,) in _draws(model, logits, state, how, stop):
             if token is not None:
                 yield token
 
 
-def _pieces(model: "LanguageModel", tokenizer: Tokenizer, prompt: list[int], how: Decoding) -> Iterator[str]:
+def _pieces(
+    model: "LanguageModel", tokenizer: Tokenizer, prompt: list[int], how: Decoding, stop: int | None
+) -> Iterator[str]:
     if prompt:
         yield tokenizer.decode(prompt)
     last = prompt[-1:]
-    for token in _tokens(model, prompt, how):
+    for token in _tokens(model, prompt, how, stop):
         yield tokenizer.decode([*last, token])[len(tokenizer.decode(last)) :]  # a token looks no further back than one
         last = [token]
 
 
 @torch.inference_mode()
-def _draws(model: "LanguageModel", logits: Tensor, state: "State", how: Decoding) -> Iterator[list[int | None]]:
-    """Yields a token for every text, `how.tokens` times or until all have come to `how.stop`; None for one that has."""
-    unk, stop = tokenizer_of(model).unk_id, _stop_id(tokenizer_of(model), how)
+def _draws(
+    model: "LanguageModel", logits: Tensor, state: "State", how: Decoding, stop: int | None
+) -> Iterator[list[int | None]]:
+    """Yields a token for every text, `how.tokens` times or until all have come to `stop`; None for one that has."""
+    unk = tokenizer_of(model).unk_id
     stopped = [False] * len(logits)
     generator = None if how.seed is None else torch.Generator(model.device).manual_seed(how.seed)
     token = None

@@ -43,7 +43,22 @@ class ActivationRegularisation(Penalty):
         return f"alpha={self.alpha}"
 
 
-class TemporalActivationRegularisation(Penalty):
+class _ChangePenalty(Penalty):
+    """A penalty on what changes from step to step."""
+
+    def __init__(self, beta: float, batch_first: bool = False) -> None:
+        super().__init__()
+        self.beta, self.batch_first = coefficient("beta", beta), batch_first
+
+    def _mean_square_change(self, values: Tensor) -> Tensor:
+        changes = values.diff(dim=1 if self.batch_first else 0)
+        return changes.square().mean() if changes.numel() else changes.sum()
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}" + ", batch_first=True" * self.batch_first
+
+
+class TemporalActivationRegularisation(_ChangePenalty):
     """Pulls successive activations together: beta times the mean of their squared differences (TAR).
 
         beta * mean of (h(t+1, b, k) - h(t, b, k))**2        0 for one step
@@ -52,18 +67,11 @@ class TemporalActivationRegularisation(Penalty):
     and Socher 2017, arXiv 1708.01009. Raises `ValueError` for a beta that is negative or not finite.
     """
 
-    def __init__(self, beta: float, batch_first: bool = False) -> None:
-        super().__init__()
-        self.beta, self.batch_first = coefficient("beta", beta), batch_first
-
     def forward(self, activations: Tensor) -> Tensor:
-        return self.beta * _mean_square(activations.diff(dim=int(self.batch_first)))
-
-    def extra_repr(self) -> str:
-        return f"beta={self.beta}" + ", batch_first=True" * self.batch_first
+        return self.beta * self._mean_square_change(activations)
 
 
-class NormStabiliser(Penalty):
+class NormStabiliser(_ChangePenalty):
     """Holds the norm of the state steady over time: beta times the mean squared change of the norm.
 
         beta * mean over b and t = 2..T of (||h(t, b)|| - ||h(t-1, b)||)**2        0 for one step
@@ -74,16 +82,5 @@ class NormStabiliser(Penalty):
     norm at the zero vector is taken as 0. Raises `ValueError` for a beta that is negative or not finite.
     """
 
-    def __init__(self, beta: float, batch_first: bool = False) -> None:
-        super().__init__()
-        self.beta, self.batch_first = coefficient("beta", beta), batch_first
-
     def forward(self, activations: Tensor) -> Tensor:
-        return self.beta * _mean_square(vector_norm(activations, dim=-1).diff(dim=int(self.batch_first)))
-
-    def extra_repr(self) -> str:
-        return f"beta={self.beta}" + ", batch_first=True" * self.batch_first
-
-
-def _mean_square(changes: Tensor) -> Tensor:
-    return changes.square().mean() if changes.numel() else changes.sum()
+        return self.beta * self._mean_square_change(vector_norm(activations, dim=-1))
