@@ -62,19 +62,25 @@ from zoo.cli import main
 
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 sys.argv[1:] and main(sys.argv[1:])
-torch.ones(1 << 26)
-before = faults()
-torch.ones(1 << 26)
-print(faults() - before)
+counts = []
+for _ in range(30):
+    before = faults()
+    torch.ones(1 << 24)
+    counts.append(faults() - before)
+print(min(counts))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep what they like")
 @pytest.mark.parametrize(("arguments", "kept"), [(["list"], True), ([], False)])
 def test_a_command_keeps_freed_memory_for_the_next_update(arguments, kept):
-    """256 MiB taken twice: the second time they come from the system where nothing was kept."""
+    """64 MiB, taken again and again, come from the system each time where nothing was kept.
+
+    Where it is kept, a dozen blocks may be new before one is used again: what was cut off a block to align it may go to the
+    allocator's cache of small pieces, until that holds seven of its size; without it a block is too short for the next.
+    """
     done = subprocess.run([sys.executable, "-c", FAULTS, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert (int(done.stdout.splitlines()[-1]) < 50) == kept
+    assert (int(done.stdout.splitlines()[-1]) < 10) == kept
 
 
 def test_importing_the_package_does_not_import_torch():

@@ -332,7 +332,9 @@ def draw_curve(rows: list[Row], file: Path) -> None:
             of_last_grade = [at for at, row in enumerate(measured) if row.get("difficulty") == grades[-1]]
             best = (max if rises else min)(of_last_grade, key=values.__getitem__)
             text, point = f"{values[best]:.4g}", (epochs[best], values[best])
-            axes.annotate(text, point, (0, 8), textcoords="offset points", ha="center" if rises else "right")
+            covered = measured[best].get(f"train/{metric}", -math.inf) > values[best]  # by the curve above
+            offset = (0, -16 if rises and covered else 8)
+            axes.annotate(text, point, offset, textcoords="offset points", ha="center" if rises else "right")
     axes.margins(y=0.1)
     axes.set_xlabel("epoch")
     axes.set_ylabel(" and ".join(sorted({name.split("/", 1)[1].replace("_", " ") for name in names})))
