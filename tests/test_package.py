@@ -28,7 +28,7 @@ def test_the_wheel_has_the_package_the_recipes_and_the_command(tmp_path):
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"zoo"}
-    assert "zoo/datamodules/tiny_shakespeare.txt" in names
+    assert {"zoo/datamodules/tiny_shakespeare.txt", "zoo/py.typed"} <= names
     assert {name.split("/")[-1] for name in names if name.startswith("zoo/checkpoints/")} == {"config.yaml"}
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "recurrent-zoo = zoo.cli:main" in (tmp_path / "site" / entry_points).read_text()
@@ -41,6 +41,31 @@ def test_the_wheel_has_the_package_the_recipes_and_the_command(tmp_path):
     code = "import zoo; print(zoo.names() != [], zoo.names(pretrained=True), zoo.build('awd-lstm-ptb').vocab_size)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "True [] 10000\n"
+
+
+def test_the_readmes_programs_pass_a_type_checker(tmp_path):
+    programs = re.findall(r"```python\n(import .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    files = [tmp_path / f"program_{number}.py" for number in range(len(programs))]
+    for file, program in zip(files, programs, strict=True):
+        file.write_text(program)
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("import zoo\nzoo.load('zaremba-small-ptb', revison='v1')\n")
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--config-file",
+        "",
+        "--cache-dir",
+        tmp_path / "cache",
+        *files,
+        wrong,
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    errors = [line.split(":")[:2] for line in done.stdout.splitlines() if " error: " in line]
+    assert errors == [["wrong.py", "2"]], done.stdout + done.stderr
+    assert len(programs) > 3
 
 
 def test_what_is_public_can_be_found():

@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Any
 
 from zoo.arguments import check_type
 from zoo.errors import UserError, suggestion
 from zoo.files import CARD, PATTERNS, RECIPE, has_weights
-
-if TYPE_CHECKING:
-    from zoo.tasks import Task
 
 PUBLISHED: dict[str, tuple[str, str]] = {}
 """Name -> (Hub repository, commit). `publish` prints the line to add."""
@@ -132,20 +129,23 @@ def _download(repository: str, revision: str | None) -> Path:
         raise UserError(f"{repository} at {revision or 'main'} could not be had from the Hub: {error}") from error
 
 
-def load(name: str | Path, revision: str | None = None) -> "Task":
+def load(name: str | Path, revision: str | None = None) -> Any:
     """The pretrained model `name` in evaluation mode: a name of `names(pretrained=True)`, a folder, or a Hub
     repository.
 
     Only safetensors are opened, only classes of this package, or of modules imported before that extend them, are built, and
     every file is verified by its sha256. Raises `UserError` for an unknown name, a recipe without weights, or a folder that
     is incomplete, changed or inconsistent.
+
+    Which kind of `zoo.tasks.Task` it is, the folder says; a type checker is told by
+    `model: zoo.tasks.LanguageModel = zoo.load(...)`.
     """
     from zoo import bundle
 
     return bundle.load(find(name, revision).folder)
 
 
-def build(name: str | Path, revision: str | None = None) -> "Task":
+def build(name: str | Path, revision: str | None = None) -> Any:
     """The model of `name`'s recipe with fresh weights, in training mode."""
     from zoo import bundle
 
