@@ -307,6 +307,8 @@ class TestSplits:
             ("ptb.train.txt", "ptb.dev.txt", "ptb.test.txt"),
             ("data/train/a.txt", "data/val/a.txt", "data/test/a.txt"),
             ("Train-0.jsonl", "validation-0.jsonl", "test-0.jsonl"),
+            ("training.txt", "evaluation.txt", "testing.txt"),
+            ("train.txt", "eval.txt", "test.txt"),
         ],
     )
     def test_files_named_for_splits_keep_them(self, tmp_path, names):
@@ -319,10 +321,30 @@ class TestSplits:
         data = Corpus(str(tmp_path), test=str(tmp_path / names[0]))
         assert "".join(data.text("test")) == "a\n"
 
-    def test_files_not_all_named_for_splits_are_one_text(self, tmp_path):
-        for name in ("train.txt", "test.txt", "contest.txt"):
-            (tmp_path / name).write_text(name)
-        assert "".join(Corpus(str(tmp_path)).text("train")) == "contest.txt\ntest.txt\ntrain.txt\n"
+    def test_files_whose_names_make_no_difference_are_one_text(self, tmp_path):
+        for folder in ("latest", "test"):
+            (tmp_path / folder).mkdir()
+            for name in ("contest.txt", "strain.txt"):
+                (tmp_path / folder / name).write_text(name)
+            data = Corpus(str(tmp_path / folder), validation=__file__, test=__file__)
+            assert "".join(data.text("train")) == "contest.txt\nstrain.txt\n"
+        (tmp_path / "latest" / "test-1.txt").write_text("one")
+        (tmp_path / "latest" / "test-2.txt").write_text("two")
+        assert "".join(Corpus(str(tmp_path / "latest" / "test-*")).text("train")) == "one\ntwo\n"
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (("train", "valid", "test", "vocab"), "vocab.txt is named for no split, and test.txt is: rename"),
+            (("corpus", "notes", "valid", "test"), "corpus.txt and 1 more are named for no split, and test.txt is"),
+            (("valid", "test"), "no file is named for training, and others are for test and validation"),
+        ],
+    )
+    def test_a_test_text_that_would_be_trained_on_is_refused(self, tmp_path, names, message):
+        for name in names:
+            (tmp_path / f"{name}.txt").write_text("a b\n" * 40)
+        with pytest.raises(UserError, match=message):
+            Corpus(str(tmp_path)).text("train")
 
     def test_missing_splits_are_cut_from_the_end_of_train(self, tmp_path):
         (tmp_path / "train.txt").write_text("a\n" * 40)

@@ -12,6 +12,7 @@ from torch import nn
 import zoo
 from tests.conftest import quiet_trainer
 from tests.test_bundle import make
+from zoo.batches import FreshWindow
 from zoo.datamodules import PennTreebank
 from zoo.datamodules.stream import Stream
 from zoo.errors import UserError
@@ -119,7 +120,7 @@ def every_evaluation(model):
         "dynamic": prepared,
         "descent": dynamic(statistics="none"),
         "monte_carlo": MonteCarlo(samples=2, seed=0),
-        "ensemble": Ensemble.of([build(zaremba, seed=5), build(awd_lstm)]),
+        "ensemble": Ensemble.of([build(zaremba, seed=5), build(awd_lstm, seed=5)]),
     }
 
 
@@ -252,10 +253,13 @@ class TestCache:
         assert len(kept["contexts"]) == len(kept["followers"]) == 7
         assert kept["contexts"].untyped_storage().nbytes() <= (7 + 5) * 2 * 8 * 4
 
-    def test_a_window_longer_than_the_text_is_refused_where_it_waits(self):
+    def test_a_window_that_leaves_nothing_to_the_cache_is_refused_where_it_waits(self):
         model = build(zaremba)
-        with pytest.raises(UserError, match="window is 500, and the text has 4 predictions"):
-            model.score("a b c", evaluation=Cache(wait=True))
+        for window in (500, 3):
+            with pytest.raises(UserError, match=f"window is {window}, and the text has 4 predictions"):
+                model.score("a b c", evaluation=Cache(window, wait=True))
+        plain, last = (model.score("a b c", evaluation=each).nats for each in (Plain(), Cache(2, wait=True)))
+        assert [one == other for one, other in zip(plain, last, strict=True)] == [True, True, True, False]
         short, long = (model.score("a b c", evaluation=Cache(window)).nats for window in (4, 500))
         assert short == long
 
@@ -287,6 +291,14 @@ class TestTuneCache:
         (tuned,) = tune_cache(model, iter(windows), [6], [2.5], [0.4])
         nll = scored(tuned.cache, model, inputs, targets)
         assert tuned.perplexity == pytest.approx(nll.mean().exp().item(), rel=1e-6)
+
+    def test_pieces_of_a_data_module_start_afresh(self):
+        model, (inputs, targets) = build(simple_network), ids(steps=20, columns=5)
+        pieces = [FreshWindow(inputs[:, part], targets[:, part]) for part in (slice(0, 3), slice(3, 5))]
+        (tuned,) = tune_cache(model, pieces, [6], [2.5], [0.4])
+        assert tuned.perplexity == pytest.approx(
+            scored(tuned.cache, model, inputs, targets).mean().exp().item(), rel=1e-6
+        )
 
     def test_what_cannot_be_tuned_is_named(self):
         model = build(zaremba)
@@ -395,6 +407,29 @@ class TestDynamicEvaluation:
         with pytest.raises(UserError, match="other parameters than those of this AWDLSTM"):
             build(awd_lstm).score("a b", evaluation=evaluation)
 
+    def test_statistics_of_other_weights_are_refused(self):
+        evaluation = dynamic()
+        evaluation.prepare(build(zaremba), training_windows())
+        scored(evaluation, build(zaremba), *ids())
+        for seed, change in ((1, 0.0), (0, 1e-3)):
+            model = build(zaremba, seed)
+            with torch.no_grad():
+                next(model.parameters())[0, 0] += change
+            with pytest.raises(UserError, match="other parameters than those of this Zaremba"):
+                scored(evaluation, model, *ids())
+
+    def test_preparing_on_pieces_starts_each_afresh(self):
+        model, (inputs, targets) = build(zaremba), ids(steps=10, columns=4)
+        parts = [FreshWindow(inputs[:, part], targets[:, part]) for part in (slice(0, 2), slice(2, 4))]
+        pieces, turned = dynamic(), dynamic()
+        pieces.prepare(model, parts)
+        turned.prepare(model, parts[::-1])
+        torch.testing.assert_close(scored(pieces, model, *ids()), scored(turned, model, *ids()))
+
+    def test_a_segment_is_no_longer_than_what_is_read_at_once(self):
+        with pytest.raises(UserError, match="segment is 201; a text is read 200 tokens at a time"):
+            DynamicEvaluation(segment=201)
+
     def test_no_training_text_at_all(self):
         with pytest.raises(UserError, match="windows is empty"):
             DynamicEvaluation().prepare(build(zaremba), [])
@@ -449,8 +484,9 @@ class TestMonteCarlo:
         assert len(drawn) == 4
 
     @pytest.mark.parametrize("make_model", MODELS)
-    def test_a_seed_makes_it_repeatable_and_leaves_the_global_generator_alone(self, make_model):
+    def test_a_seed_makes_it_repeatable_and_leaves_the_global_generator_alone(self, make_model, monkeypatch):
         model = build(make_model)
+        monkeypatch.setattr("torch.cuda.manual_seed_all", lambda seed: pytest.fail("a GPU that the model is not on"))
         before = torch.get_rng_state()
         first, second, other = (scored(MonteCarlo(2, seed), model, *ids(), steps=12) for seed in (1, 1, 2))
         assert torch.equal(first, second)
@@ -484,7 +520,12 @@ class TestEnsemble:
     def test_of_one_it_equals_the_model(self):
         model = build(awd_lstm)
         assert torch.equal(scored(Ensemble([]), model, *ids()), scored(Plain(), model, *ids()))
-        torch.testing.assert_close(scored(Ensemble.of([model]), model, *ids()), scored(Plain(), model, *ids()))
+
+    def test_the_tested_model_is_no_member(self):
+        model = build(awd_lstm)
+        for member in (model, build(awd_lstm)):
+            with pytest.raises(UserError, match=r"member 1 \(AWDLSTM\) is the tested model itself"):
+                model.score("a b", Ensemble.of([member]))
 
     def test_probabilities_of_different_architectures_are_averaged(self):
         models, (inputs, targets) = [build(make_model) for make_model in (zaremba, awd_lstm, mixture_of_grus)], ids()

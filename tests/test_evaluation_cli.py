@@ -48,9 +48,8 @@ def measured(evaluation, split="test"):
 def test_a_text_that_was_trained_on_in_pieces_is_read_as_a_stream(home, capsys):
     pieces = ["--data.batching=pieces", "--data.bptt=10"]
     cached = "--evaluation=zoo.evaluation.Cache"
-    assert said(capsys, "validate", *pieces, cached, "--evaluation.window=20") == said(
-        capsys, "validate", cached, "--evaluation.window=20"
-    )
+    of_pieces, of_stream = (said(capsys, "validate", *each, cached, "--evaluation.window=20") for each in (pieces, []))
+    assert of_pieces == f"{of_stream}, the text read as one stream"
     assert said(capsys, "validate", *pieces) != said(capsys, "validate")
     error = fails(capsys, "validate", "tiny", *DATA, *QUIET, *pieces, "--data.evaluation=pieces", cached)
     assert "--evaluation reads the text as a stream" in error

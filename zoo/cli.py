@@ -23,7 +23,7 @@ _TRAINER_COMMANDS = {
     "fit": "train a recipe: fit NAME, or fit --config FILE",
     "validate": "measure a model on the validation text: validate NAME",
     "test": "measure a model on the test text: test NAME",
-    "predict": "write the surprisal of every token of the test text: predict NAME",
+    "predict": "write the surprisal of every token of the test text but the first: predict NAME",
 }
 
 _FINETUNE = "train a pretrained model on your own text, or to classify texts: finetune NAME --corpus PATH --output DIR"

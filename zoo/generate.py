@@ -32,8 +32,8 @@ class Decoding:
     smallest set of likeliest tokens whose probability reaches `top_p` (Holtzman, Buys, Du, Forbes and Choi 2020, "The
     curious case of neural text degeneration", arXiv 1904.09751, section 3.1). temperature 0 takes the likeliest token.
 
-    A `seed` gives a prompt the same text each time on the same machine, whatever its neighbours; without one the draws come
-    from torch's global generator.
+    A `seed` gives a prompt the same text each time on the same machine, whatever its neighbours: all prompts share the
+    draws, so equal ones get equal texts. Without one the draws come from torch's global generator, each text's its own.
 
     A text ends before the token `stop`, where that comes first; "\\n" is the end of a line.
 

@@ -308,7 +308,8 @@ class ZooCLI(LightningCLI):
         chosen = self._get(self.config_init, "evaluation")
         if chosen is None:
             return ""
-        return f", by {chosen!r}"
+        read = ", the text read as one stream" if self.datamodule.batching == "pieces" else ""
+        return f", by {chosen!r}{read}"
 
     def _recipe_text(self) -> str:
         """The recipe as it was given, comments and all; where options changed what it says, its settings, of which the card

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zoo.tasks.language import LanguageModel
 
 WINDOW = 200
-"""How many tokens are read at once."""
+"""How many tokens are read at once. The state is carried over, so the model's own numbers do not depend on it."""
 
 _SENTENCES = 1_000
 """So many lines are sorted by length together."""

@@ -43,8 +43,9 @@ class Corpus(TextDataModule):
     they are of one kind.
 
     Where `validation` or `test` is not given, a data set's own split of that name is read; files have splits where each is
-    named for one (`train.txt`, `ptb.valid.txt`, `test/0.parquet`). Where there is none, it is cut from the end of the
-    training text: the last twentieth of its rows each, validation before test.
+    named for one (`train.txt`, `ptb.valid.txt`, `test/0.parquet`; also training, validation, val, dev, eval, evaluation,
+    testing). Where there is none, it is cut from the end of the training text: the last twentieth of its rows each,
+    validation before test. `UserError` where some files are named for a split and others are not, or none for training.
 
     `document` says where `<eos>` stands at word level: after every line ("line"), those within a row too; or after every
     file of plain text and every row of a table ("file"), line breaks within being mere blanks. At character level a line

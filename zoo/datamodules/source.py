@@ -42,7 +42,10 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "parquet": ("parquet", {"batch_size": 10_000}),  # else a whole row group, which may be the file
 }
 _NO_TEXT = re.compile(r"\.|(readme|licen[cs]e|copying)(?![a-z])", re.IGNORECASE)
-_SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
+_SPLIT = re.compile(
+    r"(?<![a-z])(?:(?P<train>train(ing)?)|(?P<test>test(ing)?)|(?P<validation>valid(ation)?|val|dev|eval(uation)?))(?![a-z])",
+    re.IGNORECASE,
+)
 
 # Missing or broken files, no network, an unknown repository or configuration, a script where data should be.
 _FAILURES = (OSError, ValueError, RuntimeError, DatasetsError)
@@ -269,15 +272,34 @@ def _read(files: list[Path], columns: Sequence[str]) -> dict[str, Rows]:
 
 
 def _splits(files: list[Path], folder: str) -> dict[str, list[Path]]:
-    """The files by the split that each is named for; all of them are for training where one is named for none."""
-    named: dict[str, list[Path]] = {}
+    """The files by the split that each is named for; where the names make no difference, all of them are for training.
+
+    Raises `UserError` where some say so and others do not, or none is for training: the test text would be trained on.
+    """
+    named: dict[str | None, list[Path]] = {}
     for file in files:
-        matches = [match for part in reversed(file.relative_to(folder).parts) if (match := _SPLIT.search(part))]
-        if not matches:
-            return {"train": files}
-        name = matches[0][0].lower()
-        named.setdefault(name if name in ("train", "test") else "validation", []).append(file)
-    return named if "train" in named else {"train": files}
+        matches = (_SPLIT.search(part) for part in reversed(file.relative_to(folder).parts))
+        named.setdefault(next((match.lastgroup for match in matches if match), None), []).append(file)
+    if len(named) == 1:
+        return {"train": files}
+    splits = {split: of_split for split, of_split in named.items() if split is not None}
+    if None in named:
+        example = next(iter(splits.values()))[0]
+        raise UserError(
+            f"in {folder} {_several(named[None])} named for no split, and {example.relative_to(folder)} is: rename the "
+            "former or the latter, or choose files by a pattern"
+        )
+    if "train" not in splits:
+        raise UserError(
+            f"in {folder} no file is named for training, and others are for {' and '.join(sorted(splits))}: name it such as "
+            "train.txt"
+        )
+    return splits
+
+
+def _several(files: list[Path]) -> str:
+    """The first of the files, and how many more there are."""
+    return f"{files[0].name} is" if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more are"
 
 
 def _check_header(file: Path, separator: str, columns: Sequence[str]) -> None:

@@ -13,12 +13,10 @@ from zoo.datamodules.loader import Split as Split
 from zoo.datamodules.pieces import Pieces
 from zoo.datamodules.stream import SHORTEST, RandomWindows, Stream
 from zoo.errors import UserError
+from zoo.score import WINDOW
 from zoo.tokenizer import UNK, Ids, Tokenizer
 
 Batching = Literal["stream", "pieces"]
-
-EVALUATION_WINDOW = 200
-"""Steps read at a time when evaluating; the state is carried over, so it changes memory and speed but no number."""
 
 EVALUATION_PIECES = 100
 """Pieces read at a time when evaluating; each starts anew, so it changes memory and speed but no number."""
@@ -152,7 +150,7 @@ class TextDataModule(DataModule):
         return self._whole("test", self.readings[1])
 
     def predict_dataloader(self) -> Stream | Pieces:
-        """The test text as one stream: every token, in order."""
+        """The test text as one stream: every token but the first, in order."""
         return self._whole("test", "stream")
 
     @property
@@ -170,7 +168,7 @@ class TextDataModule(DataModule):
     def _whole(self, split: Split, batching: Batching) -> Stream | Pieces:
         if batching == "pieces":
             return self._pieces(split, EVALUATION_PIECES)
-        return self._stream(split, 1, EVALUATION_WINDOW, False)
+        return self._stream(split, 1, WINDOW, False)
 
     def _pieces(self, split: Split, batch_size: int, draw: Draw | None = None) -> Pieces:
         rank, world_size = self.share

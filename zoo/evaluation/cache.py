@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.arguments import check_counts, check_not_negative, check_type
+from zoo.batches import FreshWindow
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.metrics import token_nll
@@ -40,10 +41,10 @@ class Cache(Evaluation):
         self.window, self.theta, self.weight, self.wait = window, theta, weight, wait
 
     def check(self, predictions: int) -> None:
-        if self.wait and self.window > predictions:
+        if self.wait and self.window + 2 > predictions:
             raise UserError(
-                f"window is {self.window:,}, and the text has {predictions:,} predictions: give a window of that many or "
-                "fewer, or a longer text"
+                f"window is {self.window:,}, and the text has {predictions:,} predictions, none of them with more than that "
+                "before it: give a shorter window, or a longer text"
             )
 
     def begin(self, model: LanguageModel) -> Scorer:
@@ -75,7 +76,8 @@ def tune_cache(
 ) -> list[TunedCache]:
     """Caches of all these constants on a text, the best first: the model reads it once for all of them.
 
-    `text` is the validation text, or its windows as a data module gives them: ids (T, B) and the ids that follow each.
+    `text` is the validation text, or its windows as a data module gives them: ids (T, B) and the ids that follow each. Where
+    one starts afresh (`zoo.batches.FreshWindow`), so do state and caches.
     """
     check_type("text", text, str, Iterable)
     for name, values in {"windows": windows, "thetas": thetas, "weights": weights}.items():
@@ -87,7 +89,10 @@ def tune_cache(
     predictions = 0
     read = _reader(model, max(windows))
     with evaluating(model):
-        for inputs, targets in windows_of(model, text) if isinstance(text, str) else text:
+        for window_of_text in windows_of(model, text) if isinstance(text, str) else text:
+            if isinstance(window_of_text, FreshWindow):
+                read = _reader(model, max(windows))
+            inputs, targets = window_of_text
             seen = read(inputs.to(model.device), targets.to(model.device))
             predictions += targets.numel()
             every = torch.tensor(weights, device=model.device).view(-1, 1, 1)

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from zoo.arguments import check_choice, check_counts, check_not_negative, check_positive
+from zoo.batches import FreshWindow
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.metrics import token_nll
-from zoo.score import Evaluation, Scorer
+from zoo.score import WINDOW, Evaluation, Scorer
 from zoo.tasks import LanguageModel
 
 Statistics = Literal["gradient_rms", "none"]
@@ -41,7 +42,8 @@ class DynamicEvaluation(Evaluation):
     5e-5 that the other has where none is given, and has to be given one.
 
     The model itself never changes: the adapted weights and two constants for each belong to the text's scorer. A text's
-    last segment may be shorter, and so is a window's last one where `segment` does not divide its length.
+    last segment may be shorter, and so is the last of every 200 tokens, which are read at once, where `segment` does not
+    divide 200.
     """
 
     def __init__(
@@ -60,10 +62,13 @@ class DynamicEvaluation(Evaluation):
         check_not_negative(learning_rate=learning_rate, decay=decay)
         check_positive(epsilon=epsilon)
         check_counts(segment=segment)
+        if segment > WINDOW:
+            raise UserError(f"segment is {segment}; a text is read {WINDOW} tokens at a time: give at most so many")
         self.learning_rate, self.decay, self.epsilon = learning_rate, decay, epsilon
         self.segment, self.statistics = segment, statistics
         self.training_windows = None if statistics == "none" else (_COLUMNS, segment)
         self._rms: dict[str, Tensor] | None = None
+        self._prepared_on = torch.empty(0)
 
     def prepare(self, model: LanguageModel, windows: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Takes the root mean square of each weight's gradient over the windows of the training text."""
@@ -71,14 +76,16 @@ class DynamicEvaluation(Evaluation):
             pupil = _Pupil.of(model)
             squares = [torch.zeros_like(weight) for weight in pupil.weights]
             count, state = 0, None
-            for inputs, targets in windows:
-                _, gradients, state = pupil.read(inputs, targets, state)
+            for window in windows:
+                state = None if isinstance(window, FreshWindow) else state
+                _, gradients, state = pupil.read(*window, state)
                 torch._foreach_addcmul_(squares, gradients, gradients)
                 count += 1
         if not count:
             raise UserError("windows is empty: dynamic evaluation takes statistics over the training text")
         rms = torch._foreach_sqrt(torch._foreach_div(squares, count))
         self._rms = dict(zip(pupil.names, rms, strict=True))
+        self._prepared_on = pupil.sums
 
     def begin(self, model: LanguageModel) -> Scorer:
         with _gradients():
@@ -115,7 +122,8 @@ class DynamicEvaluation(Evaluation):
                 "data module, or give statistics='none' and a learning_rate"
             )
         shapes = {name: weight.shape for name, weight in zip(pupil.names, pupil.weights, strict=True)}
-        if {name: rms.shape for name, rms in self._rms.items()} != shapes:
+        same = {name: rms.shape for name, rms in self._rms.items()} == shapes
+        if not same or not torch.allclose(self._prepared_on, pupil.sums, rtol=1e-9, atol=1e-6):
             raise UserError(
                 "dynamic evaluation was prepared on a model with other parameters than those of this "
                 f"{type(pupil.model).__name__}: call prepare with this one"
@@ -139,6 +147,14 @@ class _Pupil(NamedTuple):
         parameters = dict(model.named_parameters())
         weights = [weight.detach().clone().requires_grad_() for weight in parameters.values()]
         return cls(model, list(parameters), weights)
+
+    @property
+    def sums(self) -> Tensor:
+        """By which the same weights are known again, on whatever device: the sum of each and of its magnitudes."""
+        weights = [weight.detach().double() for weight in self.weights]
+        return torch.tensor(
+            [(float(weight.sum()), float(weight.abs().sum())) for weight in weights], dtype=torch.float64
+        )
 
     def read(self, inputs: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, tuple[Tensor, ...], Any]:
         """-ln p of the targets (T, B), the weights' gradients of the mean of it, and the state, all detached."""

@@ -65,7 +65,7 @@ def _load(name: str) -> LanguageModel:
 
 
 def _check(name: str, member: LanguageModel, model: LanguageModel) -> None:
-    """Raises `UserError` where the two do not number the same tokens alike."""
+    """Raises `UserError` where the two do not number the same tokens alike, or are the same."""
     if member.tokenizer is not None and model.tokenizer is not None:
         same = member.tokenizer.fingerprint == model.tokenizer.fingerprint
     else:
@@ -75,6 +75,9 @@ def _check(name: str, member: LanguageModel, model: LanguageModel) -> None:
             f"{name} has another vocabulary ({_described(member)}) than the tested {type(model).__name__} "
             f"({_described(model)}): an ensemble takes models that were trained with one tokenizer.json"
         )
+    mine, others = model.state_dict(), member.state_dict()
+    if mine.keys() == others.keys() and all(torch.equal(mine[key], others[key]) for key in mine):
+        raise UserError(f"{name} is the tested model itself, which counts already: leave it out")
 
 
 def _described(model: LanguageModel) -> str:

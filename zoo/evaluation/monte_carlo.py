@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.arguments import check_counts
-from zoo.evaluating import modes_kept
+from zoo.evaluating import modes_kept, seeded
 from zoo.evaluation.ensemble import mean_of
 from zoo.regularisers.embedding import EmbeddingRegulariser
 from zoo.score import Evaluation, Plain, Scorer
@@ -37,8 +37,11 @@ class MonteCarlo(Evaluation):
 
         @torch.no_grad()
         def score(inputs: Tensor, targets: Tensor) -> Tensor:
-            with _noisy(model), _seeded(seeds, model.device):
-                return scorer(inputs, targets)
+            with _noisy(model):
+                if seeds is None:
+                    return scorer(inputs, targets)
+                with seeded(int(torch.empty((), dtype=torch.int64).random_(generator=seeds)), model.device):
+                    return scorer(inputs, targets)
 
         return score
 
@@ -50,15 +53,4 @@ def _noisy(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             has_buffers = next(module.buffers(recurse=False), None) is not None
             module.training = not has_buffers and not isinstance(module, EmbeddingRegulariser)
-        yield
-
-
-@contextmanager
-def _seeded(seeds: torch.Generator | None, device: torch.device) -> Iterator[None]:
-    """Torch's generators at the next of the seeds, and afterwards where they were; without seeds they go on."""
-    if seeds is None:
-        yield
-        return
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
-        torch.manual_seed(int(torch.empty((), dtype=torch.int64).random_(generator=seeds)))
         yield

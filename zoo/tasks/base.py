@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from zoo.arguments import check_positive
 from zoo.errors import UserError
+from zoo.evaluating import seeded
 from zoo.layers import BatchNormLSTM, Recurrent
 from zoo.metrics import ExactMean
 from zoo.optim import Optimization, ValidatedSGD
@@ -134,8 +135,7 @@ class Task(LightningModule):
         training = self.training
         try:
             with ExitStack() as stack, torch.no_grad():
-                stack.enter_context(torch.random.fork_rng([self.device] if self.device.type == "cuda" else []))
-                torch.manual_seed(1)
+                stack.enter_context(seeded(1, self.device))
                 for layer in layers:
                     stack.enter_context(layer.estimating_population())
                 self.train()

@@ -54,7 +54,7 @@ class LanguageModel(Task):
     """
 
     material = "text"
-    predicted = "the surprisal of every token"
+    predicted = "the surprisal of every token but the first"
     prediction_columns = ("token", "bits")
 
     output_dropout: SequenceRegulariser
