@@ -231,6 +231,19 @@ class TestFromTheCommandLine:
         measured = card.read(Path("logs/awd-lstm-ptb/version_0/awd-lstm-ptb")).measured
         assert (measured.finished, measured.training["epochs"]) == (True, 2)
 
+    def test_a_schedule_that_has_come_to_its_end_is_finished(self, options):
+        plateau = ["--model.optimization=zoo.optim.ReduceOnPlateauSGD", "--model.optimization.learning_rate=1e-9"]
+        main([*options, *plateau, "--model.optimization.least=1e-9", "--seed_everything=5", "--trainer.max_epochs=99"])
+        measured = card.read(Path("logs/awd-lstm-ptb/version_0/awd-lstm-ptb")).measured
+        assert measured.finished
+        assert measured.training["epochs"] < 99
+        assert measured.training["seed"] == 5
+        assert {result.split for result in measured.results} == {"validation", "test"}
+
+    def test_a_run_on_a_few_batches_is_not_finished(self, options):
+        main([*options, "--trainer.max_epochs=1", "--trainer.overfit_batches=2"])
+        assert not card.read(Path("logs/awd-lstm-ptb/version_0/awd-lstm-ptb")).measured.finished
+
     def test_fine_tuning_wants_validations(self, options, capsys):
         with pytest.raises(SystemExit):
             main([*options, "--model.optimization.fine_tuning=true", "--trainer.limit_val_batches=0"])

@@ -1,5 +1,7 @@
 import json
+import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +81,11 @@ def test_a_command_keeps_freed_memory_for_the_next_update(arguments, kept):
     Where it is kept, a dozen blocks may be new before one is used again: what was cut off a block to align it may go to the
     allocator's cache of small pieces, until that holds seven of its size; without it a block is too short for the next.
     """
-    done = subprocess.run([sys.executable, "-c", FAULTS, *arguments], cwd=ROOT, capture_output=True, text=True)
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))
+    }
+    command = [sys.executable, "-c", FAULTS, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True)
     assert (int(done.stdout.splitlines()[-1]) < 10) == kept
 
 
@@ -92,8 +98,30 @@ def test_importing_the_package_does_not_import_torch():
 def test_help_names_every_command():
     done = run("--help")
     assert done.returncode == 0
-    for command in ("fit", "validate", "test", "predict", "list", "score", "generate", "publish", "demo"):
+    for command in ("fit", "validate", "test", "predict", "finetune", "list", "score", "generate", "publish", "demo"):
         assert f"  {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("task", "own", "other"), [([], "vocabulary", "classification"), (["--task=classification"], "label", "language")]
+)
+def test_help_of_fine_tuning_is_that_of_its_task_and_names_the_other(task, own, other, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", *task, "--help"])
+    assert stop.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f" --{own} " in said
+    assert f"those of --task {other} have a --help of their own" in said
+    assert "task is 'zebra'; it must be language or classification" in fails(capsys, "finetune", "x", "--task=zebra")
+
+
+def test_what_was_published_and_is_not_here_is_listed(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "zoo.hub.PUBLISHED", {"elsewhere": ("owner/elsewhere", "0" * 40), "zaremba-small-ptb": ("owner/z", "0" * 40)}
+    )
+    main(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if "on the Hub" in line] == [["elsewhere", "on", "the", "Hub"]]
 
 
 @pytest.mark.parametrize("command", ["list", "score", "generate", "publish"])
@@ -216,7 +244,7 @@ def test_a_damaged_folder_does_not_hide_the_others(model, capsys):
 
 def test_a_reader_that_has_seen_enough(model):
     Path("text").write_text("a b c\n" * 5_000)
-    score = f"{sys.executable} {ROOT / 'cli.py'} score tiny text --format table"
+    score = shlex.join([sys.executable, str(ROOT / "cli.py"), "score", "tiny", "text", "--format", "table"])
     done = subprocess.run(f"{score} | head -n 1", shell=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.split()[1] == "a"
     assert done.stderr == ""

@@ -1,6 +1,7 @@
 """Every backend against the reference: results, final state and all gradients."""
 
 import os
+import shutil
 import subprocess
 import sys
 from inspect import Parameter, signature
@@ -12,7 +13,8 @@ import torch
 from rounding import RoundedProduct, relative, rounded_recurrent
 from torch import Tensor, nn
 
-from zoo import GRU, LSTM, RNN, functional, kernels
+from tests.conftest import ROOT
+from zoo import GRU, LSTM, RNN, Zoneout, functional, kernels
 from zoo.functional import Weights
 from zoo.kernels import draws, native
 from zoo.noise import GATES, SITES, Noise
@@ -327,11 +329,48 @@ def test_without_a_compiler_plain_torch_takes_its_place(tmp_path):
         "print(kernels.choose('auto', 'lstm', x, plain=False), kernels.choose('auto', 'lstm', x, plain=True))"
     )
     environment = {"PATH": "", "CXX": "no-such-compiler", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["torch", "vendor"]
     assert done.stderr.count("\n") == 1
     assert "no native recurrent code, plain torch runs instead" in done.stderr
     assert "no-such-compiler" in done.stderr
+
+
+@needs_native
+def test_native_code_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("ZOO_NATIVE", "0")
+    assert native._library.__wrapped__() is None
+
+
+@needs_native
+def test_another_processor_has_compiled_code_of_its_own(compiler_without_openmp, monkeypatch):
+    mine = native._built()
+    monkeypatch.setattr(native, "_processor", lambda: "another")
+    assert native._built() != mine
+
+
+@needs_native
+def test_a_damaged_library_is_built_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    good = native._library()
+    monkeypatch.setattr(native, "_compile", lambda compiler, output: shutil.copyfile(good._name, output))
+    library = native._built()
+    library.write_bytes(library.read_bytes()[:100])
+    assert native._library.__wrapped__()._name == str(library)
+    assert library.stat().st_size > 1_000
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("native", marks=needs_native)])
+def test_gradients_of_gradients_are_of_the_reference_alone(backend):
+    inputs = torch.randn(3, 2, 4, requires_grad=True)
+    layer = LSTM(4, 5, state_noise=Zoneout(0.1, 0.1), backend=backend)
+    with pytest.raises(RuntimeError, match=r"create_graph=True\) with backend='reference' alone"):
+        torch.autograd.grad(layer(inputs)[0].sum(), inputs, create_graph=True)
+    layer.backend = "reference"
+    (gradient,) = torch.autograd.grad(layer(inputs)[0].sum(), inputs, create_graph=True)
+    assert torch.autograd.grad(gradient.square().sum(), inputs)[0].isfinite().all()
 
 
 @needs_native

@@ -1,12 +1,15 @@
 """The optimisers, against their definitions written out in float64."""
 
+import inspect
 import math
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.conftest import quiet_trainer
+from zoo import optim
 from zoo.datamodules import PennTreebank
 from zoo.errors import UserError
 from zoo.models import Zaremba
@@ -16,9 +19,11 @@ from zoo.optim import (
     DecayedSGD,
     DiscriminativeAdam,
     FlooredRMSprop,
+    NonMonotonicSGD,
     OneCycle,
     OneCycleAdam,
     PlateauSGD,
+    ReduceOnPlateauSGD,
     RMSProp,
     StepAdam,
 )
@@ -332,6 +337,94 @@ def test_goes_on_from_its_state_to_the_bit(make):
     fresh, new = resumed(make, weights, optimizer)
     descend(optimizer, 4), descend(new, 4)
     assert all(torch.equal(old, again) for old, again in zip(weights, fresh, strict=True))
+
+
+def found(optimizer):
+    return {**optimizer.defaults, **vars(optimizer), **optimizer.param_groups[0]}
+
+
+def settings(optimization):
+    """What the optimiser of a model's parameters has, and what its schedule has."""
+    model = torch.nn.Linear(2, 3)
+    model.layer_groups = lambda: [[model.weight], [model.bias]]
+    model.trainer = SimpleNamespace(max_epochs=5, datamodule=SimpleNamespace(train_dataloader=lambda: range(8)),
+                                    limit_train_batches=0.5, accumulate_grad_batches=1)  # fmt: skip
+    configured = optimization.configure(model)
+    if isinstance(configured, torch.optim.Optimizer):
+        return found(configured), {}
+    if isinstance(configured, tuple):
+        (optimizer,), (schedule,) = configured
+    else:
+        optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    return found(optimizer), vars(schedule)
+
+
+@pytest.mark.parametrize(
+    ("optimization", "of_the_optimizer", "of_the_schedule"),
+    [
+        (
+            NonMonotonicSGD(7.0, 1e-3, 9, fine_tuning=True),
+            {"lr": 7.0, "weight_decay": 1e-3, "non_monotone": 9, "fine_tuning": True},
+            {},
+        ),
+        (
+            ReduceOnPlateauSGD(7.0, 1e-3, 4.0, 6, 1e-4, reload_best=True),
+            {"lr": 7.0, "weight_decay": 1e-3, "decay": 4.0, "patience": 6, "least": 1e-4, "reload_best": True},
+            {},
+        ),
+        (DecayedSGD(7.0, 3, 2.0), {"lr": 7.0, "weight_decay": 0}, {}),
+        (StepAdam(0.7, [2], 1e-3, 5.0), {"lr": 0.7, "weight_decay": 1e-3}, {"milestones": {2: 1}, "gamma": 0.2}),
+        (StepAdam(0.7, None, 1e-3, max_update_norm=0.3), {"lr": 0.7, "weight_decay": 1e-3, "max_update_norm": 0.3}, {}),
+        (RMSProp(0.7, 0.9), {"lr": 0.7, "decay": 0.9}, {}),
+        (
+            OneCycleAdam(0.7, (2, 0, 2, 1), 1e-3, 0.95, 7.0, (0.6, 0.5)),
+            {"weight_decay": 1e-3, "betas": (0.6, 0.95), "lr": 0.1},
+            {"ends": [8, 8, 16, 20], "div": 7.0, "momentum": (0.6, 0.5)},  # half of 8 batches in each of 5 epochs
+        ),
+        (
+            DiscriminativeAdam(0.7, 7.0, 0.0, 10.0, 1e-3, (0.6, 0.95)),
+            {"weight_decay": 1e-3, "betas": (0.6, 0.95), "initial_lr": 0.1, "lr": 0.1},
+            {},
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_argument_arrives(optimization, of_the_optimizer, of_the_schedule):
+    optimizer, schedule = settings(optimization)
+    for there, expected in ((optimizer, of_the_optimizer), (schedule, of_the_schedule)):
+        for name, value in expected.items():
+            assert there[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+
+
+def test_which_model_is_kept():
+    """The last one after a schedule that goes through to its end, else that of the best validation."""
+    kept = {kind.__name__: kind.keeps_best for kind in vars(optim).values() if is_optimization(kind)}
+    assert kept == {
+        "DecayedSGD": False,
+        "OneCycleAdam": False,
+        "NonMonotonicSGD": True,
+        "ReduceOnPlateauSGD": True,
+        "StepAdam": True,
+        "RMSProp": True,
+        "DiscriminativeAdam": True,
+    }
+
+
+def is_optimization(kind):
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, optim.Optimization)
+        and not inspect.isabstract(kind)
+        and kind.__name__[0] != "_"
+    )
+
+
+def test_a_schedule_wants_a_data_module(data_tree):
+    data = PennTreebank(root=str(data_tree), batch_size=8, bptt=20)
+    model = Zaremba(data.tokenizer.vocab_size, 4)
+    model.optimization = OneCycleAdam(1e-3, (1, 1, 0, 0))
+    with pytest.raises(UserError, match="takes the length of an epoch from a data module"):
+        quiet_trainer(max_epochs=1).fit(model, data.train_dataloader(), data.val_dataloader())
 
 
 @pytest.mark.parametrize(("milestones", "rates"), [(None, [1, 1, 1, 1]), ([1, 3], [1, 0.5, 0.5, 0.25])])

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +120,31 @@ def test_a_finished_run_goes_on_when_given_more_epochs(uninterrupted, data_tree,
     losses, rows, _ = fit(tmp_path, data_tree, resume=True)
     assert losses == uninterrupted[0][2 * UPDATES_AN_EPOCH :]
     assert rows == uninterrupted[1]
+
+
+def test_a_checkpoint_that_is_not_written_to_its_end_leaves_the_one_before(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    file.write_bytes(b"whole")
+
+    def half(path):
+        Path(path).write_bytes(b"ha")
+        raise OSError("no space left")
+
+    trainer = SimpleNamespace(log_dir=str(tmp_path), save_checkpoint=half, is_global_zero=True)
+    with pytest.raises(OSError, match="no space left"):
+        LastCheckpoint()._save(trainer)
+    assert file.read_bytes() == b"whole"
+
+
+def test_the_seconds_of_an_interrupted_run_are_counted_on(monkeypatch):
+    clock = iter([100.0, 130.0, 500.0, 507.0])
+    monkeypatch.setattr("zoo.callbacks.time.monotonic", lambda: next(clock))
+    first, second = LearningCurve(), LearningCurve()
+    first.on_train_start(None, None)
+    second.load_state_dict(first.state_dict())
+    second.on_train_start(None, None)
+    assert second.seconds == 37.0
 
 
 def test_the_newest_run_is_that_of_the_highest_number(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Layer groups, discriminative rates along the slanted triangle, gradual unfreezing."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -9,8 +11,6 @@ from zoo.callbacks import GradualUnfreezing, LastCheckpoint
 from zoo.errors import UserError
 from zoo.models import AWDLSTM, FraternalLanguageModel, TextClassifier, Zaremba
 from zoo.optim import DiscriminativeAdam, slanted_triangle
-
-WINDOW = (torch.randint(7, (5, 3)), torch.randint(7, (5, 3)))
 
 
 def names(model):
@@ -101,10 +101,8 @@ def fit(text_data, folder, stop=None, resume=False):
         enable_checkpointing=True,
     )
     checkpoint = folder / "checkpoints" / "last.ckpt" if resume else None
-    try:
+    with suppress(InterruptedError):
         trainer.fit(model, datamodule=text_data, ckpt_path=checkpoint, weights_only=True if resume else None)
-    except InterruptedError:
-        return seen, None
     return seen, model
 
 
@@ -120,6 +118,10 @@ def test_a_fit_unfreezes_group_by_group_along_the_triangle_and_resumes(corpus, t
         expected = 0.1 * slanted_triangle(update, 4 * an_epoch, 0.1, 32)
         torch.testing.assert_close(rates, [expected / 2.6**2, expected / 2.6, expected])
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+    interrupted, model_at_hand = fit(corpus(), tmp_path / "broken", stop=1)
+    assert interrupted.moved == [[False, False, True]]
+    assert all(parameter.requires_grad for parameter in model_at_hand.parameters())
 
     stop = an_epoch + 2  # the last checkpoint is of the update before, within the second epoch
     fit(corpus(), tmp_path / "cut", stop=stop)
