@@ -32,9 +32,10 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """The generators that a model on the device draws from start at the seed; afterwards all are as they were."""
-    devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
         torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed_all(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -8,6 +8,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.func import functional_call
+from torch.linalg import vector_norm
 
 from zoo.arguments import check_choice, check_counts, check_not_negative, check_positive
 from zoo.batches import FreshWindow
@@ -151,10 +152,9 @@ class _Pupil(NamedTuple):
     @property
     def sums(self) -> Tensor:
         """By which the same weights are known again, on whatever device: the sum of each and of its magnitudes."""
-        weights = [weight.detach().double() for weight in self.weights]
-        return torch.tensor(
-            [(float(weight.sum()), float(weight.abs().sum())) for weight in weights], dtype=torch.float64
-        )
+        weights, double = [weight.detach() for weight in self.weights], torch.float64
+        pairs = [(float(each.sum(dtype=double)), float(vector_norm(each, 1, dtype=double))) for each in weights]
+        return torch.tensor(pairs, dtype=double)
 
     def read(self, inputs: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, tuple[Tensor, ...], Any]:
         """-ln p of the targets (T, B), the weights' gradients of the mean of it, and the state, all detached."""
