@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from tests.conftest import quiet_trainer
 from zoo import card
-from zoo.callbacks import BestWeights, LastCheckpoint
+from zoo.callbacks import BestWeights, LastCheckpoint, PredictionFile
 from zoo.cli import main
 from zoo.datamodules import SequentialMNIST
 from zoo.errors import UserError
@@ -369,3 +370,10 @@ def test_without_a_data_module_it_has_the_running_averages(data):
     data.setup("fit")
     trainer.fit(model, data.train_dataloader(), data.val_dataloader())
     assert model.layer.population_batches_l0.tolist() == [7] * STEPS
+
+
+def test_predictions_of_several_processes_would_be_a_part_of_them(tmp_path):
+    trainer = SimpleNamespace(is_global_zero=True, world_size=2)
+    with pytest.raises(UserError, match="predict runs on 2 processes, of which each has its share of the images"):
+        PredictionFile(tmp_path / "predictions.tsv").on_predict_start(trainer, ZoneoutClassifier(hidden_size=3))
+    assert not (tmp_path / "predictions.tsv").exists()

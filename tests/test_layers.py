@@ -96,6 +96,12 @@ def pair(kind: str, **options) -> tuple[nn.Module, nn.Module]:
 
 
 @kinds
+def test_code_for_torchs_layers_may_flatten_the_parameters(kind):
+    ours, theirs = OURS[kind](I, H), THEIRS[kind](I, H)
+    assert ours.flatten_parameters() is theirs.flatten_parameters() is None
+
+
+@kinds
 @pytest.mark.parametrize("num_layers", [1, 2])
 @either("bidirectional")
 @either("batch_first")
