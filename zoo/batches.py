@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+WINDOW = 200
+"""So many tokens of a text are measured at once. The state is carried over: the model's own numbers do not depend on it."""
+
 Window = tuple[Tensor, Tensor]
 """(inputs, targets): token ids of shape (T, B). Each column goes on where it ended in the window before."""
 

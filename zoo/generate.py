@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from zoo.arguments import check_counts, check_type
+from zoo.batches import WINDOW
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
-from zoo.score import WINDOW, first_context, tokenizer_of
+from zoo.score import first_context, tokenizer_of
 from zoo.tokenizer import UNK, Tokenizer
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.arguments import check_type
+from zoo.batches import WINDOW
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.metrics import token_nll
@@ -22,9 +23,6 @@ from zoo.tokenizer import EOS, UNK, Ids, Tokenizer
 
 if TYPE_CHECKING:
     from zoo.tasks.language import LanguageModel
-
-WINDOW = 200
-"""How many tokens are read at once. The state is carried over, so the model's own numbers do not depend on it."""
 
 _SENTENCES = 1_000
 """So many lines are sorted by length together."""

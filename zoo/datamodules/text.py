@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from zoo.arguments import check_choice, check_counts, check_shares
+from zoo.batches import WINDOW
 from zoo.datamodules import token_file
 from zoo.datamodules.loader import DataModule, Draw
 from zoo.datamodules.loader import Split as Split
 from zoo.datamodules.pieces import Pieces
 from zoo.datamodules.stream import SHORTEST, RandomWindows, Stream
 from zoo.errors import UserError
-from zoo.score import WINDOW
 from zoo.tokenizer import UNK, Ids, Tokenizer
 
 Batching = Literal["stream", "pieces"]

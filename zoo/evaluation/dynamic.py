@@ -11,11 +11,11 @@ from torch.func import functional_call
 from torch.linalg import vector_norm
 
 from zoo.arguments import check_choice, check_counts, check_not_negative, check_positive
-from zoo.batches import FreshWindow
+from zoo.batches import WINDOW, FreshWindow
 from zoo.errors import UserError
 from zoo.evaluating import evaluating
 from zoo.metrics import token_nll
-from zoo.score import WINDOW, Evaluation, Scorer
+from zoo.score import Evaluation, Scorer
 from zoo.tasks import LanguageModel
 
 Statistics = Literal["gradient_rms", "none"]
