@@ -9,6 +9,9 @@ import torch
 
 from zoo.provenance import commit, hardware
 
+_BEGUN_AT = commit()
+"""Before the measuring, which writes files."""
+
 
 def _short(commit: str) -> str:
     return re.sub(r"\b([0-9a-f]{9})[0-9a-f]{31}\b", r"\1", commit)
@@ -28,7 +31,7 @@ def write(
     count = torch.get_num_threads()
     threads = f"{count} thread{'s' if count > 1 else ''}"
     machine = hardware(device or torch.device("cpu"))
-    where = f"{datetime.date.today()}; {machine}; {threads}; torch {torch.__version__}; commit {_short(commit())}."
+    where = f"{datetime.date.today()}; {machine}; {threads}; torch {torch.__version__}; commit {_short(_BEGUN_AT)}."
     path = Path(script)
     name = path.stem if device is None or device.type == "cpu" else f"{path.stem}_{device.type}"
     picture = f"\n\n![{title}]({name}.png)" if path.with_name(f"{name}.png").exists() else ""

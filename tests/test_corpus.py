@@ -335,7 +335,7 @@ class TestSplits:
     @pytest.mark.parametrize(
         ("names", "message"),
         [
-            (("train", "valid", "test", "vocab"), "vocab.txt is named for no split, and test.txt is: rename"),
+            (("train", "valid", "test", "vocab"), "vocab.txt is named for no split, and test.txt is: rename one kind"),
             (("corpus", "notes", "valid", "test"), "corpus.txt and 1 more are named for no split, and test.txt is"),
             (("valid", "test"), "no file is named for training, and others are for test and validation"),
         ],

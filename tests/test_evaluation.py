@@ -486,7 +486,8 @@ class TestMonteCarlo:
     @pytest.mark.parametrize("make_model", MODELS)
     def test_a_seed_makes_it_repeatable_and_leaves_the_global_generator_alone(self, make_model, monkeypatch):
         model = build(make_model)
-        monkeypatch.setattr("torch.cuda.manual_seed_all", lambda seed: pytest.fail("a GPU that the model is not on"))
+        for name in ("manual_seed", "manual_seed_all"):
+            monkeypatch.setattr(f"torch.cuda.{name}", lambda seed: pytest.fail("a GPU that the model is not on"))
         before = torch.get_rng_state()
         first, second, other = (scored(MonteCarlo(2, seed), model, *ids(), steps=12) for seed in (1, 1, 2))
         assert torch.equal(first, second)

@@ -354,9 +354,8 @@ class TestClassifier:
         out = capsys.readouterr().out
         assert "2 classes: bad, good; 98 / 11 / 11 texts" in out
         entry = card.read(Path("out"))
-        assert entry.ours() > 75
-        (f1,) = re.findall(r"test: mean F1 of the classes (\S+) %", " ".join(entry.measured.notes))
-        assert float(f1) == pytest.approx(entry.ours(), abs=8)
+        assert entry.ours() > 90
+        assert "test: mean F1 of the classes 100.00 %" in " ".join(entry.measured.notes)
         model = zoo.load("out")
         assert model.labels == ["bad", "good"]
         up, down = model.classify(["the bank rose", "N points fell"])

@@ -372,7 +372,7 @@ def settings(optimization):
             {"lr": 7.0, "weight_decay": 1e-3, "decay": 4.0, "patience": 6, "least": 1e-4, "reload_best": True},
             {},
         ),
-        (DecayedSGD(7.0, 3, 2.0), {"lr": 7.0, "weight_decay": 0}, {}),
+        (DecayedSGD(7.0, 3, 2.0), {"initial_lr": 7.0, "weight_decay": 0}, {}),
         (StepAdam(0.7, [2], 1e-3, 5.0), {"lr": 0.7, "weight_decay": 1e-3}, {"milestones": {2: 1}, "gamma": 0.2}),
         (StepAdam(0.7, None, 1e-3, max_update_norm=0.3), {"lr": 0.7, "weight_decay": 1e-3, "max_update_norm": 0.3}, {}),
         (RMSProp(0.7, 0.9), {"lr": 0.7, "decay": 0.9}, {}),
@@ -394,6 +394,19 @@ def test_every_argument_arrives(optimization, of_the_optimizer, of_the_schedule)
     for there, expected in ((optimizer, of_the_optimizer), (schedule, of_the_schedule)):
         for name, value in expected.items():
             assert there[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+
+
+@pytest.mark.parametrize(
+    ("optimization", "shares"),
+    [
+        (DecayedSGD(7.0, 3, 2.0), {0: 1, 3: 1, 4: 0.5, 5: 0.25}),
+        (DiscriminativeAdam(0.7, cut=0.5, ratio=10.0), {0: 0.1, 10: 1, 15: 0.55, 20: 0.1}),  # of 20 updates
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_schedule_has_the_constants_that_were_given(optimization, shares):
+    share, *_ = settings(optimization)[1]["lr_lambdas"]
+    assert [share(at) for at in shares] == pytest.approx([*shares.values()])
 
 
 def test_which_model_is_kept():

@@ -1,4 +1,4 @@
-"""Evaluation mode, or noise of a seed, for a while."""
+"""What measuring a model sets for a while: evaluation mode, the seed of its noise."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -274,7 +274,8 @@ def _read(files: list[Path], columns: Sequence[str]) -> dict[str, Rows]:
 def _splits(files: list[Path], folder: str) -> dict[str, list[Path]]:
     """The files by the split that each is named for; where the names make no difference, all of them are for training.
 
-    Raises `UserError` where some say so and others do not, or none is for training: the test text would be trained on.
+    Raises `UserError` where some are named for a split and others for none, or none for training: a test text would be
+    trained on.
     """
     named: dict[str | None, list[Path]] = {}
     for file in files:
@@ -286,13 +287,13 @@ def _splits(files: list[Path], folder: str) -> dict[str, list[Path]]:
     if None in named:
         example = next(iter(splits.values()))[0]
         raise UserError(
-            f"in {folder} {_several(named[None])} named for no split, and {example.relative_to(folder)} is: rename the "
-            "former or the latter, or choose files by a pattern"
+            f"in {folder} {_several(named[None])} named for no split, and {example.relative_to(folder)} is: rename one "
+            "kind, or choose files by a pattern"
         )
     if "train" not in splits:
         raise UserError(
-            f"in {folder} no file is named for training, and others are for {' and '.join(sorted(splits))}: name it such as "
-            "train.txt"
+            f"in {folder} no file is named for training, and others are for {' and '.join(sorted(splits))}: call one of "
+            "them train, or choose files by a pattern"
         )
     return splits
 

@@ -86,7 +86,7 @@ class DynamicEvaluation(Evaluation):
             raise UserError("windows is empty: dynamic evaluation takes statistics over the training text")
         rms = torch._foreach_sqrt(torch._foreach_div(squares, count))
         self._rms = dict(zip(pupil.names, rms, strict=True))
-        self._prepared_on = pupil.sums
+        self._prepared_on = pupil.fingerprint
 
     def begin(self, model: LanguageModel) -> Scorer:
         with _gradients():
@@ -123,8 +123,8 @@ class DynamicEvaluation(Evaluation):
                 "data module, or give statistics='none' and a learning_rate"
             )
         shapes = {name: weight.shape for name, weight in zip(pupil.names, pupil.weights, strict=True)}
-        same = {name: rms.shape for name, rms in self._rms.items()} == shapes
-        if not same or not torch.allclose(self._prepared_on, pupil.sums, rtol=1e-9, atol=1e-6):
+        same_shapes = {name: rms.shape for name, rms in self._rms.items()} == shapes
+        if not same_shapes or not torch.allclose(self._prepared_on, pupil.fingerprint, rtol=1e-9, atol=1e-6):
             raise UserError(
                 "dynamic evaluation was prepared on a model with other parameters than those of this "
                 f"{type(pupil.model).__name__}: call prepare with this one"
@@ -150,11 +150,10 @@ class _Pupil(NamedTuple):
         return cls(model, list(parameters), weights)
 
     @property
-    def sums(self) -> Tensor:
-        """By which the same weights are known again, on whatever device: the sum of each and of its magnitudes."""
-        weights, double = [weight.detach() for weight in self.weights], torch.float64
-        pairs = [(float(each.sum(dtype=double)), float(vector_norm(each, 1, dtype=double))) for each in weights]
-        return torch.tensor(pairs, dtype=double)
+    def fingerprint(self) -> Tensor:
+        """The sum of each weight and of its magnitudes, the same on every device but for rounding in float64."""
+        sums = [(w.sum(dtype=torch.float64), vector_norm(w, 1, dtype=torch.float64)) for w in self.weights]
+        return torch.tensor([(signed.item(), magnitudes.item()) for signed, magnitudes in sums], dtype=torch.float64)
 
     def read(self, inputs: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, tuple[Tensor, ...], Any]:
         """-ln p of the targets (T, B), the weights' gradients of the mean of it, and the state, all detached."""
