@@ -1,6 +1,8 @@
 """Every backend against the reference: results, final state and all gradients."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -454,6 +456,28 @@ def test_a_build_sweeps_up_after_those_that_were_killed(compiler_without_openmp)
     os.utime(of_a_killed_build, (0, 0))
     native._built()
     assert {*first.parent.iterdir()} == {first, of_another}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("g++"), reason="for g++ and x86 processors")
+@pytest.mark.parametrize(
+    ("processor", "factor", "products"),
+    [("haswell", "float", 12), ("skylake-avx512", "float", 24), ("cooperlake", "Pair", 24)],
+)
+def test_the_innermost_loop_of_a_product_stays_in_the_registers(tmp_path, processor, factor, products):
+    source = tmp_path / "tile.cpp"
+    source.write_text(
+        f'#include "products.h"\nextern "C" void run(Left<{factor}> a, Panel<{factor}> b, int64_t depth, Target<float> c) '
+        f"{{ tile<{factor}, MAX_ROWS, WIDTH>(a, b, depth, c, false); }}"
+    )
+    options = [*native._FLAGS, f"-march={processor}", "-S", "-o", "-"]
+    command = ["g++", *options, f"-I{native._SOURCES}", str(source)]
+    assembly = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loops = [block for block in re.split(r"^\.L\d+:", assembly, flags=re.M) if re.search(r"vfmadd|vdpbf16", block)]
+    assert loops
+    for loop in loops:
+        body = re.split(r"^\tj", loop, maxsplit=1, flags=re.M)[0]
+        assert len(re.findall(r"vfmadd|vdpbf16", body)) == products
+        assert not re.search(r"%r[sb]p", body)  # no sum lies on the stack
 
 
 @needs_native

@@ -22,7 +22,7 @@ struct Factor {
     typedef F sum;
     typedef Vec<F> vector;
     static constexpr int DEEP = 1;
-    static vector spread(F value) { return vector{} + value; }
+    static vector spread(F value) { return value - vector{}; }  // a sum with 0 would be taken, for the sake of -0
     static vector plus_product(vector sum, vector a, vector b) { return sum + a * b; }
 };
 template <>
@@ -88,28 +88,46 @@ struct Target {
     int lanes, last_lanes;
 };
 
+// Loaded once for all who take it: compilers would rather have every product load it anew.
+template <typename V>
+inline V in_register(V value) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(value));
+#elif defined(__AVX__)
+    __asm__("" : "+x"(value));
+#endif
+    return value;
+}
+
 template <typename F, int ROWS, int COLUMNS, typename T = typename Factor<F>::sum>
 void tile(Left<F> a, Panel<F> b, int64_t depth, Target<T> c, bool add) {
     typedef typename Factor<F>::vector Elements;
+    typedef Elements Loose __attribute__((aligned(alignof(F)), may_alias));
     Vec<T> sum[ROWS][COLUMNS] = {};
-    const auto lanes = [&](int v) { return v == COLUMNS - 1 ? c.last_lanes : c.lanes; };
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < COLUMNS; v++) __builtin_prefetch(c.to + r * c.row_step + v * c.column_step, 1);
     for (int64_t k = 0; k < depth; k++) {
-        Elements column[COLUMNS];
-        for (int v = 0; v < COLUMNS; v++) memcpy(&column[v], b.from + v * LANES<T>, sizeof column[v]);
-        for (int r = 0; r < ROWS; r++) {
-            const Elements value = Factor<F>::spread(a.from[r * a.row_step]);
-            for (int v = 0; v < COLUMNS; v++) sum[r][v] = Factor<F>::plus_product(sum[r][v], value, column[v]);
+        Elements value[ROWS];
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) value[r] = Factor<F>::spread(a.from[r * a.row_step]);
+#pragma GCC unroll 8
+        for (int v = 0; v < COLUMNS; v++) {
+            const Elements column = in_register(*(const Loose*)(b.from + v * LANES<T>));
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) sum[r][v] = Factor<F>::plus_product(sum[r][v], value[r], column);
         }
         a.from += a.depth_step;
         b.from += b.step;
     }
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < COLUMNS; v++) {
-            T* to = c.to + r * c.row_step + v * c.column_step;
-            store(to, add ? load(to, lanes(v)) + sum[r][v] : sum[r][v], lanes(v));
-        }
+    const auto put = [&](int r, int v, int lanes) {
+        T* to = c.to + r * c.row_step + v * c.column_step;
+        store(to, add ? load(to, lanes) + sum[r][v] : sum[r][v], lanes);
+    };
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < COLUMNS; v++) put(r, v, v == COLUMNS - 1 ? c.last_lanes : c.lanes);
+    }
 }
 
 template <typename F, int COLUMNS, typename T = typename Factor<F>::sum>

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -17,7 +17,7 @@ constexpr int VECTOR_BYTES = 64, MAX_ROWS = 6;
 #elif defined(__AVX__)
 constexpr int VECTOR_BYTES = 32, MAX_ROWS = 3;
 #elif defined(__aarch64__)
-constexpr int VECTOR_BYTES = 16, MAX_ROWS = 6;
+constexpr int VECTOR_BYTES = 16, MAX_ROWS = 5;
 #else
 constexpr int VECTOR_BYTES = 16, MAX_ROWS = 3;
 #endif
@@ -41,6 +41,13 @@ using Vec = typename Vector<T>::type;
 template <typename T>
 constexpr int LANES = VECTOR_BYTES / sizeof(T);
 
+#if defined(__AVX__) && !defined(__AVX512F__)
+inline __m256i first_lanes(int count) {
+    static constexpr int32_t edge[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i*)(edge + 8 - count));
+}
+#endif
+
 template <typename T>
 inline Vec<T> load(const T* from, int lanes) {
     Vec<T> value;
@@ -50,6 +57,8 @@ inline Vec<T> load(const T* from, int lanes) {
     }
 #ifdef __AVX512F__
     if constexpr (std::is_same_v<T, float>) return (Vec<T>)_mm512_maskz_loadu_ps((1u << lanes) - 1, from);
+#elif defined(__AVX__)
+    if constexpr (std::is_same_v<T, float>) return (Vec<T>)_mm256_maskload_ps(from, first_lanes(lanes));
 #endif
     value = Vec<T>{};
     memcpy(&value, from, lanes * sizeof(T));
@@ -67,6 +76,8 @@ inline void store(T* to, Vec<T> value, int lanes) {
         _mm512_mask_storeu_ps(to, (1u << lanes) - 1, (__m512)value);
         return;
     }
+#elif defined(__AVX__)
+    if constexpr (std::is_same_v<T, float>) return _mm256_maskstore_ps(to, first_lanes(lanes), (__m256)value);
 #endif
     memcpy(to, &value, lanes * sizeof(T));
 }
